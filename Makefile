@@ -1,0 +1,30 @@
+.PHONY: demo test lint format clean
+.DEFAULT_GOAL := test
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+bin := .venv/bin
+revisions := $(wildcard migrations/versions/*.up.sql migrations/versions/*.down.sql)
+
+demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
+	@.ci/install demo
+	@$(bin)/python -m pyscore.demo $(ARGS)
+
+test: lint ## everything CI checks
+	$(bin)/pytest
+
+lint: ## formatting, Python rules, types, and what would lock a live table
+	@.ci/install test
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/pyright
+	$(if $(revisions),$(bin)/squawk --config .ci/squawk.toml $(revisions))
+
+format: ## let ruff rewrite the Python files
+	@.ci/install test
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+
+clean: ## remove what the other targets made
+	rm -rf .venv .demo .hypothesis .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,86 @@
+-- The intake. Append-only: no unique key but id, no foreign key, no upsert, so that appending never waits.
+-- reads: nothing          writes: nothing
+
+create table builder_score.score_recalc_queue (
+    id bigint generated always as identity,
+    user_id builder_score.user_id,
+    project_id builder_score.project_id,
+    priority smallint not null,
+    not_before timestamptz not null default clock_timestamp(),
+    reason text not null,
+    enqueued_at timestamptz not null default clock_timestamp(),
+    constraint score_recalc_queue_pkey primary key (id),
+    constraint "a row names a user, or a project, or neither" check (user_id is null or project_id is null),
+    constraint "priority must be 0 (high), 10 (medium) or 20 (low)" check (priority in (0, 10, 20))
+);
+
+create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)
+    where user_id is not null or project_id is not null;
+create index score_recalc_queue_user on builder_score.score_recalc_queue (user_id)
+    where user_id is not null;
+create index score_recalc_queue_everyone on builder_score.score_recalc_queue (not_before)
+    where user_id is null and project_id is null;
+
+comment on table builder_score.score_recalc_queue is
+    'Whose score may have changed. A row names a user, a project (everyone it concerns) or neither (everyone).';
+comment on column builder_score.score_recalc_queue.id is 'Names the row exactly: a worker deletes the ids it has seen.';
+comment on column builder_score.score_recalc_queue.user_id is 'The user to recalculate; may no longer exist.';
+comment on column builder_score.score_recalc_queue.project_id is 'The project whose owner and confirmed collaborators to recalculate; may no longer exist.';
+comment on column builder_score.score_recalc_queue.priority is '0 high and past the debounce, 10 medium, 20 low.';
+comment on column builder_score.score_recalc_queue.not_before is 'A hint for the index: the row is not looked at earlier.';
+comment on column builder_score.score_recalc_queue.reason is 'What happened, for people.';
+comment on column builder_score.score_recalc_queue.enqueued_at is 'When the row was appended.';
+comment on index builder_score.score_recalc_queue_due is 'Due rows of one priority, oldest first.';
+comment on index builder_score.score_recalc_queue_user is 'All rows of a user, to delete or defer them together.';
+comment on index builder_score.score_recalc_queue_everyone is 'Rows that stand for everyone; apart, because they wait for a walk that is under way.';
+comment on constraint score_recalc_queue_pkey on builder_score.score_recalc_queue is 'Ids are handed out by a sequence: unique without waiting.';
+
+create function builder_score.enqueue(
+    user_id builder_score.user_id,
+    priority integer default 10,
+    reason text default 'requested'
+) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+#variable_conflict use_column
+declare
+    v_id bigint;
+begin
+    if enqueue.user_id is null then
+        raise exception 'user_id must not be null'
+            using errcode = 'null_value_not_allowed',
+                  detail = 'A queue row without a user stands for everyone.',
+                  hint = 'Name a user, or call builder_score.enqueue_everyone() to recompute everyone.';
+    end if;
+    if enqueue.priority is null or enqueue.priority not in (0, 10, 20) then
+        raise exception 'priority % is not known', coalesce(enqueue.priority::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  detail = 'Expected 0 (high, past the debounce), 10 (medium) or 20 (low).',
+                  hint = 'Most callers leave it out.';
+    end if;
+    insert into builder_score.score_recalc_queue (user_id, priority, reason)
+    values (enqueue.user_id, enqueue.priority, coalesce(enqueue.reason, 'requested'))
+    returning id into v_id;
+    return v_id;
+end
+$function$;
+
+comment on function builder_score.enqueue(builder_score.user_id, integer, text) is
+    'Ask for a user''s score to be computed soon. Appends one row, reads nothing, never waits; priority 0 goes past the debounce.';
+
+create function builder_score.enqueue_everyone(reason text default 'requested') returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+    insert into builder_score.score_recalc_queue (priority, reason)
+    values (20, coalesce(enqueue_everyone.reason, 'requested'))
+    returning id;
+$function$;
+
+comment on function builder_score.enqueue_everyone(text) is
+    'Ask for everyone''s score to be computed: one row, which the worker expands, throttled by settings.backfill_per_second.';

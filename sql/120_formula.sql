@@ -1,0 +1,108 @@
+-- The formula, as rows. Changing any of them enqueues everyone.
+-- reads: nothing          writes: signals, statuses, impact_keys
+
+create table builder_score.signals (
+    signal text primary key,
+    max_points double precision not null,
+    scale double precision not null,
+    description text not null,
+    constraint "signal must be shipped, vouches, impact, profile or age"
+        check (signal in ('shipped', 'vouches', 'impact', 'profile', 'age')),
+    constraint "max_points must be between 0 and 100" check (max_points between 0 and 100),
+    constraint "scale must be between 0 and 1000" check (scale between 0 and 1000)
+);
+
+comment on table builder_score.signals is 'The five signals. A signal with max_points 0 is off. A change enqueues everyone.';
+comment on column builder_score.signals.signal is 'Its name.';
+comment on column builder_score.signals.max_points is 'Points are cut off here.';
+comment on column builder_score.signals.scale is 'Factor of the curve that description names.';
+comment on column builder_score.signals.description is 'Raw value and curve, for people.';
+
+insert into builder_score.signals (signal, max_points, scale, description) values
+    ('shipped', 30, 10, 'projects owned with a shipped status: scale * log2(n + 1)'),
+    ('vouches', 25, 8, 'distinct other people with a confirmed collaboration: scale * log2(n + 1)'),
+    ('impact', 20, 4, 'stars and impact metrics over all projects owned: scale * log10(n + 1)'),
+    ('profile', 15, 15, 'share of the profile fields filled: scale * share'),
+    ('age', 10, 10, 'whole days since sign-up: scale * days / 365');
+
+create table builder_score.statuses (
+    meaning text not null,
+    status text not null,
+    primary key (meaning, status),
+    constraint "meaning must be shipped or confirmed" check (meaning in ('shipped', 'confirmed'))
+);
+
+comment on table builder_score.statuses is 'Which of the host''s statuses mean shipped (projects) and confirmed (project_collaborators).';
+comment on column builder_score.statuses.meaning is 'shipped or confirmed.';
+comment on column builder_score.statuses.status is 'The host''s status, as text.';
+
+insert into builder_score.statuses (meaning, status) values ('shipped', 'shipped'), ('confirmed', 'confirmed');
+
+create table builder_score.impact_keys (
+    key text primary key
+);
+
+comment on table builder_score.impact_keys is 'Keys of projects.impact_metrics whose values count as impact, beside github_stars.';
+comment on column builder_score.impact_keys.key is 'A top-level key of the JSON object.';
+
+insert into builder_score.impact_keys (key) values ('users');
+
+create function builder_score.formula_stamp() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: signals, statuses, impact_keys
+-- writes: nothing
+    select left(md5(
+        (select string_agg(format('%s %s %s', signal, max_points, scale), ',' order by signal collate "C") from builder_score.signals)
+        || ';' || coalesce((select string_agg(format('%s %s', meaning, status), ',' order by meaning collate "C", status collate "C") from builder_score.statuses), '')
+        || ';' || coalesce((select string_agg(key, ',' order by key collate "C") from builder_score.impact_keys), '')
+    ), 12);
+$function$;
+
+comment on function builder_score.formula_stamp() is
+    'Names the formula in force: a hash of its rows, kept with every score, so that one computed with an older formula shows.';
+
+create function builder_score.formula_changed() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+    return null;
+end
+$function$;
+
+comment on function builder_score.formula_changed() is 'Trigger: a changed formula concerns everyone.';
+
+create trigger formula_row_added_or_removed after insert or delete on builder_score.signals
+    for each row execute function builder_score.formula_changed();
+create trigger formula_row_changed after update on builder_score.signals
+    for each row when ((old.signal, old.max_points, old.scale) is distinct from (new.signal, new.max_points, new.scale))
+    execute function builder_score.formula_changed();
+create trigger formula_truncated after truncate on builder_score.signals
+    for each statement execute function builder_score.formula_changed();
+create trigger formula_row_added_or_removed after insert or delete on builder_score.statuses
+    for each row execute function builder_score.formula_changed();
+create trigger formula_row_changed after update on builder_score.statuses
+    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
+create trigger formula_truncated after truncate on builder_score.statuses
+    for each statement execute function builder_score.formula_changed();
+create trigger formula_row_added_or_removed after insert or delete on builder_score.impact_keys
+    for each row execute function builder_score.formula_changed();
+create trigger formula_row_changed after update on builder_score.impact_keys
+    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
+create trigger formula_truncated after truncate on builder_score.impact_keys
+    for each statement execute function builder_score.formula_changed();
+
+comment on trigger formula_row_added_or_removed on builder_score.signals is 'Enqueues everyone.';
+comment on trigger formula_row_changed on builder_score.signals is 'Enqueues everyone.';
+comment on trigger formula_truncated on builder_score.signals is 'Enqueues everyone.';
+comment on trigger formula_row_added_or_removed on builder_score.statuses is 'Enqueues everyone.';
+comment on trigger formula_row_changed on builder_score.statuses is 'Enqueues everyone.';
+comment on trigger formula_truncated on builder_score.statuses is 'Enqueues everyone.';
+comment on trigger formula_row_added_or_removed on builder_score.impact_keys is 'Enqueues everyone.';
+comment on trigger formula_row_changed on builder_score.impact_keys is 'Enqueues everyone.';
+comment on trigger formula_truncated on builder_score.impact_keys is 'Enqueues everyone.';

@@ -1,0 +1,118 @@
+-- What the worker remembers: of each user, of failures, of a running backfill, of itself, of the host.
+-- reads: nothing          writes: nothing
+
+create table builder_score.score_state (
+    user_id builder_score.user_id primary key,
+    score numeric,
+    previous_score numeric,
+    computed_at timestamptz,
+    attempts integer not null default 0,
+    retry_at timestamptz,
+    first_failed_at timestamptz,
+    formula_stamp text
+);
+
+comment on table builder_score.score_state is 'Per user: the last recalculation and, while it fails, the backoff.';
+comment on column builder_score.score_state.user_id is 'The user; no foreign key, so that the host''s DDL and deletes stay its own.';
+comment on column builder_score.score_state.score is 'The score last computed, as written to users.builder_score; null before the first success.';
+comment on column builder_score.score_state.previous_score is 'The score before the last change.';
+comment on column builder_score.score_state.computed_at is 'When: opens the debounce window, and the moment at which the account''s age was taken.';
+comment on column builder_score.score_state.attempts is 'Failures in a row.';
+comment on column builder_score.score_state.retry_at is 'Not before this moment, whatever is enqueued meanwhile.';
+comment on column builder_score.score_state.first_failed_at is 'First of the failures in a row.';
+comment on column builder_score.score_state.formula_stamp is 'formula_stamp() it was computed with.';
+
+create table builder_score.score_dead_letter (
+    user_id builder_score.user_id primary key,
+    attempts integer not null,
+    sqlstate text not null,
+    message text not null,
+    first_failed_at timestamptz not null,
+    last_failed_at timestamptz not null
+);
+
+comment on table builder_score.score_dead_letter is 'Users whose computation failed settings.max_attempts times. A new event gives a fresh start.';
+comment on column builder_score.score_dead_letter.user_id is 'The user.';
+comment on column builder_score.score_dead_letter.attempts is 'Failures in a row when the user was given up.';
+comment on column builder_score.score_dead_letter.sqlstate is 'SQLSTATE of the last failure.';
+comment on column builder_score.score_dead_letter.message is 'Its message.';
+comment on column builder_score.score_dead_letter.first_failed_at is 'First of those failures.';
+comment on column builder_score.score_dead_letter.last_failed_at is 'Last of them.';
+
+create table builder_score.backfill (
+    one_row boolean primary key default true,
+    reason text not null,
+    only_ageing boolean not null,
+    after_user_id builder_score.user_id,
+    seen bigint not null default 0,
+    estimated_total bigint not null,
+    started_at timestamptz not null default clock_timestamp(),
+    resume_at timestamptz not null default clock_timestamp(),
+    constraint "one backfill runs at a time" check (one_row)
+);
+
+comment on table builder_score.backfill is 'The walk over everyone that is under way: one row, or none.';
+comment on column builder_score.backfill.one_row is 'Always true: keeps the table at one row.';
+comment on column builder_score.backfill.reason is 'Why everyone was enqueued.';
+comment on column builder_score.backfill.only_ageing is 'True: only accounts that still gain points by age, and whose score is old.';
+comment on column builder_score.backfill.after_user_id is 'The last user seen; the walk goes on behind it.';
+comment on column builder_score.backfill.seen is 'Users seen so far.';
+comment on column builder_score.backfill.estimated_total is 'How many there are, by the planner''s statistics.';
+comment on column builder_score.backfill.started_at is 'When it began.';
+comment on column builder_score.backfill.resume_at is 'When the throttle lets it go on.';
+
+create table builder_score.worker_status (
+    worker text primary key,
+    backend_pid integer,
+    started_at timestamptz,
+    heartbeat_at timestamptz,
+    batches bigint not null default 0,
+    passes bigint not null default 0,
+    recalculated bigint not null default 0,
+    changed bigint not null default 0,
+    failed bigint not null default 0,
+    last_batch_at timestamptz,
+    last_batch_seconds double precision,
+    last_error text,
+    last_error_at timestamptz,
+    constraint "worker must be resident or drain" check (worker in ('resident', 'drain'))
+);
+
+comment on table builder_score.worker_status is 'Heartbeat and totals: of the resident worker (run_worker) and of drain() called by hand.';
+comment on column builder_score.worker_status.worker is 'resident or drain.';
+comment on column builder_score.worker_status.backend_pid is 'Backend of the last run.';
+comment on column builder_score.worker_status.started_at is 'When the last run began.';
+comment on column builder_score.worker_status.heartbeat_at is 'When it last said that it is alive.';
+comment on column builder_score.worker_status.batches is 'Batches so far.';
+comment on column builder_score.worker_status.passes is 'Attempts to score a batch or a part of one; above batches when failures made it split.';
+comment on column builder_score.worker_status.recalculated is 'Recalculations so far.';
+comment on column builder_score.worker_status.changed is 'Of those, scores that changed.';
+comment on column builder_score.worker_status.failed is 'Failures counted against a user so far.';
+comment on column builder_score.worker_status.last_batch_at is 'End of the last batch that had work.';
+comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
+comment on column builder_score.worker_status.last_error is 'Last failure that was not a user''s (a lock, a full disk), with its SQLSTATE.';
+comment on column builder_score.worker_status.last_error_at is 'When.';
+
+insert into builder_score.worker_status (worker) values ('resident'), ('drain');
+
+create table builder_score.host (
+    one_row boolean primary key default true,
+    host_schema name not null,
+    search_path text not null,
+    score_decimals integer not null default 0,
+    attached_at timestamptz,
+    refreshed_at timestamptz,
+    constraint "host has exactly one row" check (one_row)
+);
+
+comment on table builder_score.host is 'What attach() found: one row.';
+comment on column builder_score.host.one_row is 'Always true: keeps the table at one row.';
+comment on column builder_score.host.host_schema is 'Schema of users, projects and project_collaborators.';
+comment on column builder_score.host.search_path is 'search_path for the one statement that writes users, for the host''s own triggers there.';
+comment on column builder_score.host.score_decimals is 'Decimals that users.builder_score holds: 0 for whole numbers, else 1.';
+comment on column builder_score.host.attached_at is 'When attach() last ran; null when detached.';
+comment on column builder_score.host.refreshed_at is 'When ageing accounts were last enqueued.';
+
+insert into builder_score.host (host_schema, search_path)
+select s.name, format('%I, public', s.name)
+from (select coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public')) as s(name);

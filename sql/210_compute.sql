@@ -1,0 +1,133 @@
+-- The score: one set-based query over the three host views.
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- writes: nothing
+
+create function builder_score.log10_of_one_plus(n numeric) returns double precision
+language sql immutable parallel safe
+-- double precision ends at 1e308
+return case when n < 1e300 then log10(1 + n::double precision) else log(n)::double precision end;
+
+comment on function builder_score.log10_of_one_plus(numeric) is 'log10(1 + n), for n up to 10^131071.';
+
+create function builder_score.compute(
+    user_ids builder_score.user_id[],
+    as_of timestamptz[],
+    out user_id builder_score.user_id,
+    out shipped numeric,
+    out shipped_points double precision,
+    out vouches numeric,
+    out vouches_points double precision,
+    out impact numeric,
+    out impact_points double precision,
+    out profile numeric,
+    out profile_points double precision,
+    out age numeric,
+    out age_points double precision,
+    out score numeric
+) returns setof record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- writes: nothing
+#variable_conflict use_column
+declare
+    v_shipped constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'shipped');
+    v_confirmed constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'confirmed');
+    v_keys constant text[] := array(select k.key from builder_score.impact_keys as k);
+    f record;
+begin
+    select coalesce(max(s.max_points) filter (where s.signal = 'shipped'), 0) as shipped_max,
+           coalesce(max(s.scale) filter (where s.signal = 'shipped'), 0) as shipped_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'vouches'), 0) as vouches_max,
+           coalesce(max(s.scale) filter (where s.signal = 'vouches'), 0) as vouches_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'impact'), 0) as impact_max,
+           coalesce(max(s.scale) filter (where s.signal = 'impact'), 0) as impact_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'profile'), 0) as profile_max,
+           coalesce(max(s.scale) filter (where s.signal = 'profile'), 0) as profile_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'age'), 0) as age_max,
+           coalesce(max(s.scale) filter (where s.signal = 'age'), 0) as age_scale
+    into f
+    from builder_score.signals as s;
+
+    -- Each lateral part keeps to one user (limit, aggregate), so the planner cannot turn the batch into a
+    -- scan of a whole host table, whatever its statistics say.
+    return query
+    select p.user_id,
+           p.shipped, p.shipped_points,
+           p.vouches, p.vouches_points,
+           p.impact, p.impact_points,
+           p.profile, p.profile_points,
+           p.age, p.age_points,
+           round(least(greatest(
+               p.shipped_points + p.vouches_points + p.impact_points + p.profile_points + p.age_points,
+               0), 100)::numeric, 6)
+    from (
+        select i.user_id,
+               owned.shipped::numeric as shipped,
+               least(f.shipped_max, f.shipped_scale * ln(owned.shipped + 1) / ln(2)) as shipped_points,
+               vouched.people::numeric as vouches,
+               least(f.vouches_max, f.vouches_scale * ln(vouched.people + 1) / ln(2)) as vouches_points,
+               owned.impact as impact,
+               least(f.impact_max, f.impact_scale * builder_score.log10_of_one_plus(owned.impact)) as impact_points,
+               host.profile::numeric as profile,
+               least(f.profile_max, f.profile_scale * host.profile) as profile_points,
+               host.age_days::numeric as age,
+               least(f.age_max, f.age_scale * host.age_days / 365) as age_points
+        from unnest(user_ids, as_of) as i(user_id, as_of)
+        cross join lateral (
+            select u.profile_filled::double precision / greatest(u.profile_fields, 1) as profile,
+                   case when isfinite(u.created_at)
+                        then greatest(floor((extract(epoch from i.as_of) - extract(epoch from u.created_at)) / 86400), 0)
+                        when u.created_at = '-infinity' then 1e6
+                        else 0
+                   end::double precision as age_days
+            from builder_score.host_users as u
+            where u.id = i.user_id
+            limit 1
+        ) as host
+        cross join lateral (
+            select count(*) filter (where p.status = any(v_shipped))::double precision as shipped,
+                   coalesce(sum(p.github_stars + m.impact), 0) as impact
+            from builder_score.host_projects as p
+            cross join lateral (
+                select coalesce(sum(builder_score.count_of(p.impact_metrics -> k.key)), 0) as impact
+                from unnest(v_keys) as k(key)
+            ) as m
+            where p.owner_id = i.user_id
+        ) as owned
+        cross join lateral (
+            select count(distinct v.person)::double precision as people
+            from (
+                select c.user_id as person
+                from builder_score.host_projects as p
+                join builder_score.host_collaborations as c on c.project_id = p.id
+                where p.owner_id = i.user_id and c.status = any(v_confirmed)
+                union all
+                select p.owner_id
+                from builder_score.host_collaborations as c
+                join builder_score.host_projects as p on p.id = c.project_id
+                where c.user_id = i.user_id and c.status = any(v_confirmed)
+            ) as v
+            where v.person <> i.user_id
+        ) as vouched
+    ) as p;
+end
+$function$;
+
+comment on function builder_score.compute(builder_score.user_id[], timestamptz[]) is
+    'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
+    'with the account''s age taken as of the moment at the same place in as_of.';
+
+create function builder_score.as_stored(score numeric) returns numeric
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: nothing
+    select round(as_stored.score, h.score_decimals) from builder_score.host as h;
+$function$;
+
+comment on function builder_score.as_stored(numeric) is
+    'The score rounded, half away from zero, to what users.builder_score holds.';

@@ -1,0 +1,253 @@
+-- The trigger functions on the host's tables. They append the ids of their own OLD and NEW rows and read
+-- no host table: whoever must be looked up is named by the project, which the worker turns into people
+-- in one snapshot. attach() creates the triggers; row level functions serve partitioned hosts.
+
+create function builder_score.users_after_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, 'user inserted');
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select n.id, 20, 'user inserted' from new_rows as n;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.users_after_insert() is 'Trigger: a new user gets a first score.';
+
+create function builder_score.users_after_update() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- tg_argv[0]: the reason; the trigger's WHEN has decided that the change matters
+begin
+    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, tg_argv[0]);
+    if old.id is distinct from new.id then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, tg_argv[0]);
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.users_after_update() is 'Trigger: a changed profile, or a score that somebody else wrote.';
+
+create function builder_score.users_after_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, 'user deleted');
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select o.id, 20, 'user deleted' from old_rows as o;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.users_after_delete() is 'Trigger: the worker forgets the user.';
+
+create function builder_score.projects_after_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.projects_after_insert() is 'Trigger: the owner has a new project.';
+
+create function builder_score.projects_after_update() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    -- A null owner must not become a row that names nobody: such a row stands for everyone.
+    if new.owner_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.owner_id, 10, 'project updated');
+    end if;
+    if old.owner_id is distinct from new.owner_id or old.id is distinct from new.id then
+        if old.owner_id is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.owner_id, 10, 'project transferred');
+        end if;
+        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project transferred');
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.projects_after_update() is
+    'Trigger: status, stars, metrics or owner changed; a transfer concerns both owners and the collaborators.';
+
+create function builder_score.projects_after_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.projects_after_delete() is
+    'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes.';
+
+create function builder_score.is_confirmed(status text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: nothing
+    select exists (
+        select from builder_score.statuses as s where s.meaning = 'confirmed' and s.status = is_confirmed.status
+    );
+$function$;
+
+comment on function builder_score.is_confirmed(text) is 'Whether a collaboration with this status counts.';
+
+create function builder_score.append_collaboration(
+    user_id builder_score.user_id, project_id builder_score.project_id, reason text
+) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+    insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+    select v.user_id, v.project_id, 10, append_collaboration.reason
+    from (values (append_collaboration.user_id, null::builder_score.project_id),
+                 (null::builder_score.user_id, append_collaboration.project_id)) as v(user_id, project_id)
+    where num_nonnulls(v.user_id, v.project_id) = 1;
+$function$;
+
+comment on function builder_score.append_collaboration(builder_score.user_id, builder_score.project_id, text) is
+    'Appends both sides of a collaboration: the user, and the project for its owner.';
+
+create function builder_score.collaborators_after_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        if builder_score.is_confirmed(new.status::text) then
+            perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+        end if;
+    else
+        with confirmed as (
+            select n.user_id, n.project_id
+            from new_rows as n
+            where n.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+        )
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration confirmed'
+        from confirmed as c where c.user_id is not null
+        union all
+        select distinct null::builder_score.user_id, c.project_id, 10, 'collaboration confirmed'
+        from confirmed as c where c.project_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.collaborators_after_insert() is 'Trigger: a collaboration that is confirmed from the start.';
+
+create function builder_score.collaborators_after_update() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: score_recalc_queue
+declare
+    v_was constant boolean := builder_score.is_confirmed(old.status::text);
+    v_is constant boolean := builder_score.is_confirmed(new.status::text);
+    v_moved constant boolean := (old.user_id, old.project_id) is distinct from (new.user_id, new.project_id);
+begin
+    if v_is and (v_moved or not v_was) then
+        perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+    end if;
+    if v_was and (v_moved or not v_is) then
+        perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.collaborators_after_update() is
+    'Trigger: a collaboration becomes confirmed, stops being it, or moves while it is.';
+
+create function builder_score.collaborators_after_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        if builder_score.is_confirmed(old.status::text) then
+            perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+        end if;
+    else
+        with confirmed as (
+            select o.user_id, o.project_id
+            from old_rows as o
+            where o.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+        )
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration ended'
+        from confirmed as c where c.user_id is not null
+        union all
+        select distinct null::builder_score.user_id, c.project_id, 10, 'collaboration ended'
+        from confirmed as c where c.project_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.collaborators_after_delete() is 'Trigger: a confirmed collaboration is gone.';
+
+create function builder_score.host_truncated() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    perform builder_score.enqueue_everyone(format('truncate: %s', tg_table_name));
+    return null;
+end
+$function$;
+
+comment on function builder_score.host_truncated() is 'Trigger: one row that stands for everyone.';

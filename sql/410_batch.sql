@@ -1,0 +1,197 @@
+-- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
+-- reads: everything          writes: users.builder_score and our own tables
+
+create function builder_score.choose_due(
+    batch_size integer,
+    batch_number bigint,
+    out user_ids builder_score.user_id[],
+    out project_rows bigint[]
+) returns record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_recalc_queue
+-- writes: nothing
+declare
+    v_now constant timestamptz := clock_timestamp();
+    -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
+    -- holds when a batch has fewer than ten places.
+    v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
+begin
+    with due as (
+        select q.*
+        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        cross join lateral (
+            select q.id, q.user_id, q.project_id, q.priority, q.not_before
+            from builder_score.score_recalc_queue as q
+            where q.priority = p.priority
+              and q.not_before <= v_now
+              and (q.user_id is not null or q.project_id is not null)
+            order by q.not_before
+            limit batch_size
+        ) as q
+    ),
+    chosen as (
+        (select * from due order by not_before limit v_oldest)
+        union
+        (select * from due order by priority, not_before limit batch_size - v_oldest)
+    )
+    select coalesce(array_agg(distinct c.user_id) filter (where c.user_id is not null), '{}'),
+           coalesce(array_agg(c.id) filter (where c.project_id is not null), '{}')
+    into choose_due.user_ids, choose_due.project_rows
+    from chosen as c;
+end
+$function$;
+
+comment on function builder_score.choose_due(integer, bigint) is
+    'The due rows a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
+
+create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users
+-- writes: row locks on the host's users
+    select coalesce(array_agg(l.id), '{}')
+    from (
+        select u.id::builder_score.user_id as id
+        from builder_score.host_users as u
+        where u.id = any(lock_users.user_ids)
+        for no key update skip locked
+    ) as l;
+$function$;
+
+comment on function builder_score.lock_users(builder_score.user_id[]) is
+    'Locks those of the users whom nobody else holds, and says whom. Waits for nobody; lets the host insert projects.';
+
+create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: users.builder_score
+declare
+    v_search_path constant text := current_setting('search_path');
+    v_written bigint;
+begin
+    -- The host's own triggers on users may use unqualified names: they get the host's search_path, and this
+    -- one statement, which is analysed under it, names even its operator's schema.
+    perform set_config('builder_score.writing', 'on', true);     -- known to the trigger builder_score_overwritten
+    perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
+    update builder_score.host_users as u
+    set builder_score = w.score
+    from pg_catalog.unnest(user_ids, scores) as w(id, score)
+    where u.id operator(pg_catalog.=) w.id;
+    get diagnostics v_written = row_count;
+    perform pg_catalog.set_config('search_path', v_search_path, true);
+    perform set_config('builder_score.writing', 'off', true);
+
+    if v_written <> cardinality(user_ids) then
+        raise exception 'users.builder_score was not written for % of % users', cardinality(user_ids) - v_written, cardinality(user_ids)
+            using errcode = 'triggered_action_exception',
+                  detail = 'A trigger, rule or policy of the host''s on users discarded the write.',
+                  hint = 'Let it pass updates of builder_score by the role that owns the schema builder_score.';
+    end if;
+end
+$function$;
+
+comment on function builder_score.write_scores(builder_score.user_id[], numeric[]) is
+    'The one place that writes users.builder_score. The rows are locked by the caller.';
+
+create function builder_score.notify_changed(user_ids builder_score.user_id[], max_ids integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: NOTIFY builder_score_changed
+declare
+    v_id text;
+    v_part text := '';
+begin
+    -- A listener that hangs fills the server's queue, and then every COMMIT with a NOTIFY fails. Caches
+    -- have a time to live for such days; scores go on.
+    if pg_notification_queue_usage() > 0.9 then
+        return;
+    end if;
+    if cardinality(user_ids) > max_ids then
+        perform pg_notify('builder_score_changed', '{"all": true}');
+        return;
+    end if;
+    -- A payload ends at 7,999 bytes.
+    foreach v_id in array user_ids loop
+        if octet_length(v_part) + octet_length(to_json(v_id)::text) + 20 > 7999 then
+            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
+            v_part := '';
+        end if;
+        v_part := v_part || case when v_part = '' then '' else ', ' end || to_json(v_id)::text;
+    end loop;
+    if v_part <> '' then
+        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
+    end if;
+end
+$function$;
+
+comment on function builder_score.notify_changed(builder_score.user_id[], integer) is
+    'Tells listeners whose scores changed: {"user_ids": ["…"]}, in as many messages as it takes, or {"all": true}.';
+
+create function builder_score.score_users(
+    user_ids builder_score.user_id[],
+    row_ids bigint[],
+    out recalculated integer,
+    out changed integer
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: host views, formula, score_state, settings
+-- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
+-- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_stamp constant text := builder_score.formula_stamp();
+    v_ids builder_score.user_id[];
+    v_scores numeric[];
+    v_changed_ids builder_score.user_id[];
+    v_changed_scores numeric[];
+begin
+    select array_agg(c.user_id), array_agg(c.stored),
+           coalesce(array_agg(c.user_id) filter (where c.differs), '{}'),
+           coalesce(array_agg(c.stored) filter (where c.differs), '{}')
+    into v_ids, v_scores, v_changed_ids, v_changed_scores
+    from (
+        select k.user_id, r.stored, u.builder_score::numeric is distinct from r.stored as differs
+        from builder_score.compute(score_users.user_ids, array_fill(v_now, array[cardinality(score_users.user_ids)])) as k
+        cross join lateral (select round(k.score, h.score_decimals) as stored from builder_score.host as h) as r
+        cross join lateral (select x.builder_score from builder_score.host_users as x where x.id = k.user_id limit 1) as u
+    ) as c;
+    recalculated := coalesce(cardinality(v_ids), 0);
+    changed := cardinality(v_changed_ids);
+
+    -- An unchanged score is never written: the index on it would make every write a non-HOT update.
+    if changed > 0 then
+        perform builder_score.write_scores(v_changed_ids, v_changed_scores);
+        perform builder_score.notify_changed(v_changed_ids, (select s.notify_max_ids from builder_score.settings as s));
+    end if;
+
+    insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp)
+    select w.user_id, w.score, v_now, v_stamp
+    from unnest(v_ids, v_scores) as w(user_id, score)
+    on conflict (user_id) do update
+    set score = excluded.score,
+        previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
+        computed_at = excluded.computed_at,
+        formula_stamp = excluded.formula_stamp,
+        attempts = 0,
+        retry_at = null,
+        first_failed_at = null;
+
+    delete from builder_score.score_dead_letter as d where d.user_id = any(v_ids);
+    delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
+end
+$function$;
+
+comment on function builder_score.score_users(builder_score.user_id[], bigint[]) is
+    'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows.';

@@ -1,0 +1,248 @@
+-- When a batch cannot take a user now, or cannot score one.
+-- reads: settings, score_state          writes: score_recalc_queue, score_state, score_dead_letter
+
+create function builder_score.is_users_fault(sqlstate text) returns boolean
+language sql immutable parallel safe
+-- 40 serialization and deadlock, 53 resources, 55 locks and object state, 57 operator intervention
+return left(sqlstate, 2) not in ('40', '53', '55', '57');
+
+comment on function builder_score.is_users_fault(text) is
+    'Whether an error with this SQLSTATE counts as a failed attempt of the user it struck.';
+
+create function builder_score.retry_delay(attempts integer) returns interval
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+-- Doubling stops at 2^40, before interval arithmetic overflows. The jitter (0.8 to 1.2) is too small to make
+-- a later delay shorter than an earlier one.
+    select least(s.retry_cap, s.retry_base * power(2, least(retry_delay.attempts - 1, 40)) * (0.8 + 0.4 * random()))
+    from builder_score.settings as s;
+$function$;
+
+comment on function builder_score.retry_delay(integer) is
+    'Wait after that many failures in a row: exponential from settings.retry_base, jittered, capped by settings.retry_cap.';
+
+create function builder_score.defer_held_rows(row_users builder_score.user_id[], due timestamptz[], row_ids bigint[])
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- The three arrays are parallel: a queue row, its user, and when that user is due. The caller holds the
+-- users' row locks, so no other worker is about to delete these rows and they may be coalesced into one.
+begin
+    with seen as (
+        select r.user_id, r.due, r.row_id, min(r.row_id) over (partition by r.user_id) as keep_id
+        from unnest(row_users, due, row_ids) as r(user_id, due, row_id)
+    ),
+    dropped as (
+        delete from builder_score.score_recalc_queue as q
+        using seen as s
+        where q.id = s.row_id and s.row_id <> s.keep_id
+        returning s.keep_id, q.priority
+    ),
+    kept as (
+        select s.keep_id, s.due, min(d.priority) as priority
+        from seen as s
+        left join dropped as d on d.keep_id = s.keep_id
+        where s.row_id = s.keep_id
+        group by s.keep_id, s.due
+    )
+    update builder_score.score_recalc_queue as q
+    set not_before = k.due,
+        priority = least(q.priority, k.priority)
+    from kept as k
+    where q.id = k.keep_id;
+end
+$function$;
+
+comment on function builder_score.defer_held_rows(builder_score.user_id[], timestamptz[], bigint[]) is
+    'Coalesces the queue rows of each user whom the caller has locked into one, due at the given moment.';
+
+create function builder_score.defer_blocked_users(user_ids builder_score.user_id[]) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- Somebody else holds these users. If it is a worker, it is about to delete rows that it has seen, by id:
+-- so ids stay as they are, and rows that it already holds are skipped, not waited for.
+    update builder_score.score_recalc_queue as q
+    set not_before = clock_timestamp() + interval '1 second'
+    where q.id in (
+        select c.id
+        from builder_score.score_recalc_queue as c
+        where c.user_id = any(defer_blocked_users.user_ids)
+          and c.not_before <= clock_timestamp() + interval '1 second'
+        for update skip locked
+    );
+$function$;
+
+comment on function builder_score.defer_blocked_users(builder_score.user_id[]) is
+    'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them.';
+
+create function builder_score.forget_users(user_ids builder_score.user_id[]) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_state, score_dead_letter
+-- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds.
+    delete from builder_score.score_state as s
+    where s.user_id in (
+        select c.user_id from builder_score.score_state as c
+        where c.user_id = any(forget_users.user_ids) for update skip locked
+    );
+    delete from builder_score.score_dead_letter as d
+    where d.user_id in (
+        select c.user_id from builder_score.score_dead_letter as c
+        where c.user_id = any(forget_users.user_ids) for update skip locked
+    );
+$function$;
+
+comment on function builder_score.forget_users(builder_score.user_id[]) is 'Removes what we remember of users who no longer exist.';
+
+create function builder_score.delete_queue_rows(row_ids bigint[]) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+    delete from builder_score.score_recalc_queue as q
+    where q.id in (
+        select c.id from builder_score.score_recalc_queue as c
+        where c.id = any(delete_queue_rows.row_ids) for update skip locked
+    );
+$function$;
+
+comment on function builder_score.delete_queue_rows(bigint[]) is
+    'Deletes those of the rows that nobody else holds: for users no lock protects, because they are gone.';
+
+create function builder_score.record_failure(
+    user_id builder_score.user_id, row_ids bigint[], error_code text, message text
+) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: score_state, score_dead_letter, score_recalc_queue
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_state builder_score.score_state;
+    v_due timestamptz;
+begin
+    if not builder_score.is_users_fault(error_code) then
+        -- at least a second, and not everybody at once
+        v_due := v_now + make_interval(secs => 1 + random());
+    else
+        insert into builder_score.score_state as s (user_id, attempts, first_failed_at)
+        values (record_failure.user_id, 1, v_now)
+        on conflict (user_id) do update
+        set attempts = s.attempts + 1,
+            first_failed_at = coalesce(s.first_failed_at, v_now)
+        returning s.* into v_state;
+
+        if v_state.attempts >= (select s.max_attempts from builder_score.settings as s) then
+            insert into builder_score.score_dead_letter as d
+                (user_id, attempts, sqlstate, message, first_failed_at, last_failed_at)
+            values (record_failure.user_id, v_state.attempts, error_code, record_failure.message, v_state.first_failed_at, v_now)
+            on conflict (user_id) do update
+            set attempts = excluded.attempts,
+                sqlstate = excluded.sqlstate,
+                message = excluded.message,
+                first_failed_at = least(d.first_failed_at, excluded.first_failed_at),
+                last_failed_at = excluded.last_failed_at;
+            update builder_score.score_state as s
+            set attempts = 0, retry_at = null, first_failed_at = null
+            where s.user_id = record_failure.user_id;
+            delete from builder_score.score_recalc_queue as q where q.id = any(record_failure.row_ids);
+            return;
+        end if;
+
+        v_due := v_now + builder_score.retry_delay(v_state.attempts);
+        update builder_score.score_state as s set retry_at = v_due where s.user_id = record_failure.user_id;
+    end if;
+
+    perform builder_score.defer_held_rows(
+        array_fill(record_failure.user_id, array[cardinality(row_ids)]),
+        array_fill(v_due, array[cardinality(row_ids)]),
+        row_ids
+    );
+end
+$function$;
+
+comment on function builder_score.record_failure(builder_score.user_id, bigint[], text, text) is
+    'After a failure of one user, whom the caller has locked: counts the attempt and backs off, or gives the user up '
+    'as a dead letter. Errors that are not the user''s only put the rows off.';
+
+create function builder_score.score_or_split(
+    user_ids builder_score.user_id[],
+    row_ids bigint[],
+    row_users builder_score.user_id[],
+    out recalculated integer,
+    out changed integer,
+    out failed integer,
+    out passes integer,
+    out last_error text
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: what score_users() reads
+-- writes: what score_users() and record_failure() write
+-- row_ids and row_users are parallel: the queue rows seen, and whose they are.
+declare
+    v_code text;
+    v_message text;
+    v_half integer;
+    v_users builder_score.user_id[];
+    v_rows bigint[];
+    v_row_users builder_score.user_id[];
+    v_part record;
+begin
+    passes := 1;
+    failed := 0;
+    begin
+        select s.recalculated, s.changed into recalculated, changed
+        from builder_score.score_users(user_ids, row_ids) as s;
+        return;
+    exception when others then
+        get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
+    end;
+
+    recalculated := 0;
+    changed := 0;
+    if not builder_score.is_users_fault(v_code) then
+        last_error := format('%s: %s', v_code, v_message);
+    end if;
+    if cardinality(user_ids) = 1 then
+        failed := builder_score.is_users_fault(v_code)::integer;
+        perform builder_score.record_failure(user_ids[1], row_ids, v_code, v_message);
+        return;
+    end if;
+
+    v_half := cardinality(user_ids) / 2;
+    for v_users in
+        select user_ids[:v_half] union all select user_ids[v_half + 1:]
+    loop
+        select coalesce(array_agg(r.row_id), '{}'), coalesce(array_agg(r.user_id), '{}')
+        into v_rows, v_row_users
+        from unnest(row_ids, row_users) as r(row_id, user_id)
+        join unnest(v_users) as u(user_id) on u.user_id = r.user_id;
+
+        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users) as s;
+        recalculated := recalculated + v_part.recalculated;
+        changed := changed + v_part.changed;
+        failed := failed + v_part.failed;
+        passes := passes + v_part.passes;
+        last_error := coalesce(v_part.last_error, last_error);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[]) is
+    'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written.';

@@ -1,0 +1,161 @@
+-- The order of a batch (the invariants are in docs/reliability.md).
+-- reads: everything          writes: users.builder_score and our own tables
+
+create function builder_score.run_batch(
+    worker text default 'drain',
+    out chosen integer,
+    out recalculated integer,
+    out changed integer,
+    out failed integer,
+    out resume_at timestamptz
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: settings, score_recalc_queue, score_state, host views
+-- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
+-- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one
+declare
+    v_began constant timestamptz := clock_timestamp();
+    v_settings builder_score.settings;
+    v_number bigint;
+    v_due record;
+    v_locked builder_score.user_id[];
+    v_seen record;
+    v_scored record;
+    v_error text;
+    v_passes integer := 0;
+begin
+    select s.* into strict v_settings from builder_score.settings as s;
+    perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
+    -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
+    perform set_config('synchronous_commit', 'off', true);
+    select w.batches into strict v_number from builder_score.worker_status as w where w.worker = run_batch.worker;
+
+    chosen := 0;
+    recalculated := 0;
+    changed := 0;
+    failed := 0;
+
+    <<protected>>
+    begin
+        -- (a) choose
+        select c.* into v_due from builder_score.choose_due(v_settings.batch_size, v_number) as c;
+        chosen := cardinality(v_due.user_ids) + cardinality(v_due.project_rows);
+        if cardinality(v_due.project_rows) > 0 then
+            perform builder_score.expand_projects(v_due.project_rows);
+        end if;
+        resume_at := builder_score.advance_backfill();
+        if cardinality(v_due.user_ids) = 0 then
+            exit protected;
+        end if;
+
+        -- (b) lock, waiting for nobody
+        v_locked := builder_score.lock_users(v_due.user_ids);
+
+        -- (c) re-read, in a new statement, whose snapshot is later than every lock
+        with candidate as (
+            select c.user_id,
+                   l.user_id is not null as locked,
+                   exists (select from builder_score.host_users as u where u.id = c.user_id) as present,
+                   greatest(
+                       q.not_before,
+                       case when not q.forced then s.computed_at + v_settings.debounce_window end,
+                       s.retry_at
+                   ) as due,
+                   q.row_ids
+            from unnest(v_due.user_ids) as c(user_id)
+            left join unnest(v_locked) as l(user_id) on l.user_id = c.user_id
+            left join builder_score.score_state as s on s.user_id = c.user_id
+            cross join lateral (
+                select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
+                from builder_score.score_recalc_queue as r
+                where r.user_id = c.user_id
+            ) as q
+            where q.row_ids is not null
+        ),
+        fate as (
+            select c.*,
+                   case when not c.present then 'gone'
+                        when not c.locked then 'blocked'
+                        when c.due > clock_timestamp() then 'early'
+                        else 'ready' end as fate
+            from candidate as c
+        ),
+        by_row as (
+            select f.fate, f.user_id, f.due, r.row_id
+            from fate as f cross join lateral unnest(f.row_ids) as r(row_id)
+        ),
+        rows_of as (
+            select coalesce(array_agg(b.row_id) filter (where b.fate = 'ready'), '{}') as ready_rows,
+                   coalesce(array_agg(b.user_id) filter (where b.fate = 'ready'), '{}') as ready_row_users,
+                   coalesce(array_agg(b.row_id) filter (where b.fate = 'early'), '{}') as early_rows,
+                   coalesce(array_agg(b.user_id) filter (where b.fate = 'early'), '{}') as early_row_users,
+                   coalesce(array_agg(b.due) filter (where b.fate = 'early'), '{}') as early_due,
+                   coalesce(array_agg(b.row_id) filter (where b.fate = 'gone'), '{}') as gone_rows
+            from by_row as b
+        )
+        select r.*,
+               array(select f.user_id from fate as f where f.fate = 'ready') as ready,
+               array(select f.user_id from fate as f where f.fate = 'blocked') as blocked,
+               array(select f.user_id from fate as f where f.fate = 'gone') as gone
+        into v_seen
+        from rows_of as r;
+
+        -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
+        if cardinality(v_seen.ready) > 0 then
+            select s.* into v_scored
+            from builder_score.score_or_split(v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users) as s;
+            recalculated := v_scored.recalculated;
+            changed := v_scored.changed;
+            failed := v_scored.failed;
+            v_passes := v_scored.passes;
+            v_error := v_scored.last_error;
+        end if;
+
+        -- (g) Who could not be taken. Rows of users whom we hold may make us wait for another worker that is
+        -- putting them off; so what waits for nobody comes last, and no two workers wait for each other.
+        if cardinality(v_seen.early_rows) > 0 then
+            perform builder_score.defer_held_rows(v_seen.early_row_users, v_seen.early_due, v_seen.early_rows);
+        end if;
+        if cardinality(v_seen.gone) > 0 then
+            perform builder_score.forget_users(v_seen.gone);
+            perform builder_score.delete_queue_rows(v_seen.gone_rows);
+        end if;
+        if cardinality(v_seen.blocked) > 0 then
+            perform builder_score.defer_blocked_users(v_seen.blocked);
+        end if;
+    exception when others then
+        -- A lock on a whole table, a full disk: nobody's fault, nothing done; look again after a nap.
+        if builder_score.is_users_fault(sqlstate) then
+            raise;
+        end if;
+        chosen := 0;
+        recalculated := 0;
+        changed := 0;
+        failed := 0;
+        resume_at := null;
+        v_error := format('%s: %s', sqlstate, sqlerrm);
+    end protected;
+
+    if chosen > 0 or v_error is not null then
+        update builder_score.worker_status as w
+        set backend_pid = pg_backend_pid(),
+            heartbeat_at = clock_timestamp(),
+            batches = w.batches + 1,
+            passes = w.passes + v_passes,
+            recalculated = w.recalculated + run_batch.recalculated,
+            changed = w.changed + run_batch.changed,
+            failed = w.failed + run_batch.failed,
+            last_batch_at = clock_timestamp(),
+            last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
+            last_error = coalesce(v_error, w.last_error),
+            last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
+        where w.worker = run_batch.worker;
+    end if;
+end
+$function$;
+
+comment on function builder_score.run_batch(text) is
+    'One batch: choose due users, lock, re-read, compute, write, delete the rows seen. The caller commits.';

@@ -1,0 +1,263 @@
+-- The loops around a batch. Procedures that commit cannot pin a search_path, so every name here is qualified
+-- and everything that uses an operator is a function that can.
+-- reads: settings, host          writes: worker_status, and what run_batch() writes
+
+create function builder_score.begin_run(worker text) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: worker_status
+-- returns: false when paused
+begin
+    if (select s.paused from builder_score.settings as s) then
+        raise notice 'builder_score is paused: nothing is processed'
+            using detail = coalesce((select 'Reason: ' || s.paused_reason from builder_score.settings as s), 'No reason was given.'),
+                  hint = 'UPDATE builder_score.settings SET paused = false;';
+        return false;
+    end if;
+    perform set_config('synchronous_commit', 'off', true);
+    update builder_score.worker_status as w
+    set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp()
+    where w.worker = begin_run.worker;
+    return true;
+end
+$function$;
+
+comment on function builder_score.begin_run(text) is 'Notes that a worker starts. False when paused.';
+
+create function builder_score.beat(worker text, every interval default '5 seconds') returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: worker_status
+-- writes: worker_status
+begin
+    if exists (
+        select from builder_score.worker_status as w
+        where w.worker = beat.worker and w.heartbeat_at > clock_timestamp() - beat.every
+    ) then
+        return;     -- an idle worker writes now and then, not at every look
+    end if;
+    perform set_config('synchronous_commit', 'off', true);
+    update builder_score.worker_status as w
+    set heartbeat_at = clock_timestamp(), backend_pid = pg_backend_pid()
+    where w.worker = beat.worker;
+end
+$function$;
+
+comment on function builder_score.beat(text, interval) is 'Heartbeat of a worker that found nothing to do.';
+
+create function builder_score.may_go_on() returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings, host
+-- writes: nothing
+begin
+    return (select not s.paused from builder_score.settings as s)
+       and (select h.attached_at is not null from builder_score.host as h);
+end
+$function$;
+
+comment on function builder_score.may_go_on() is 'The stop flag that a running worker looks at each round: paused, or detached.';
+
+create function builder_score.nap_seconds(idle_rounds integer, resume_at timestamptz) returns double precision
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+-- 20 ms after work, then half as long again each round, up to poll_interval (a second at most: a sleeping
+-- backend holds back vacuum). A throttled backfill is woken for.
+    select greatest(0.001, least(
+        extract(epoch from s.poll_interval),
+        0.02 * power(1.5, least(idle_rounds, 20)),
+        case when resume_at is not null then greatest(0, extract(epoch from resume_at - clock_timestamp())) end
+    ))
+    from builder_score.settings as s;
+$function$;
+
+comment on function builder_score.nap_seconds(integer, timestamptz) is 'How long a worker that found nothing sleeps.';
+
+create function builder_score.run_deadline(max_runtime interval) returns timestamptz
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_deadline timestamptz;
+    v_timeout constant interval := current_setting('statement_timeout')::interval;
+begin
+    if max_runtime < interval '0 seconds' then
+        raise exception 'max_runtime % is negative', max_runtime
+            using errcode = 'invalid_parameter_value',
+                  detail = 'Expected an interval of zero or more, or null for "until the next minute".',
+                  hint = 'CALL builder_score.run_worker(''55 seconds'');';
+    end if;
+    -- A scheduler that starts a run each minute queues the next tick while this run is still going and starts
+    -- it the moment this one ends. Ending just before the tick would leave a gap of seconds.
+    v_deadline := coalesce(
+        v_now + max_runtime,
+        date_trunc('minute', v_now) + interval '1 minute 0.2 seconds'
+    );
+    -- statement_timeout covers the whole CALL, whatever it commits: leave before it strikes.
+    if v_timeout > interval '0 seconds' then
+        v_deadline := least(v_deadline, v_now + v_timeout * 0.8);
+    end if;
+    return v_deadline;
+end
+$function$;
+
+comment on function builder_score.run_deadline(interval) is
+    'When a run ends: after max_runtime, or, when that is null, 0.2 s into the next minute, but before statement_timeout.';
+
+create function builder_score.housekeeping() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: host, backfill
+begin
+    if (select h.refreshed_at is null or h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
+        perform builder_score.refresh_ages();
+    end if;
+end
+$function$;
+
+comment on function builder_score.housekeeping() is 'Once a day: begin the walk that refreshes ageing accounts.';
+
+create function builder_score.purge_job_runs(keep interval default '7 days') returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job (pg_cron, where it is)
+-- writes: cron.job_run_details: our own job's rows only
+-- The caller is the job's role: pg_cron shows each role its own jobs.
+declare
+    v_count bigint;
+begin
+    if to_regclass('cron.job_run_details') is null then
+        return 0;
+    end if;
+    execute $purge$
+        delete from cron.job_run_details as d
+        using cron.job as j
+        where d.jobid = j.jobid
+          and j.jobname like 'builder-score-worker%'
+          and j.database = current_database()
+          and d.end_time < clock_timestamp() - $1
+    $purge$ using keep;
+    get diagnostics v_count = row_count;
+    return v_count;
+exception when insufficient_privilege then
+    return 0;   -- a worker that pg_cron did not start
+end
+$function$;
+
+comment on function builder_score.purge_job_runs(interval) is
+    'pg_cron keeps a row of every run for ever: removes those of our own job that are older than keep.';
+
+create procedure builder_score.drain()
+language plpgsql
+as $procedure$
+-- reads: what run_batch() reads
+-- writes: what run_batch() writes
+declare
+    v_batch record;
+begin
+    -- Ends the transaction of the call itself, which may be at any isolation level. In a transaction block of
+    -- the caller's this raises 2D000, before anything was done.
+    commit;
+    set transaction isolation level read committed, read write;
+    if not builder_score.begin_run('drain') then
+        return;
+    end if;
+    commit;
+    loop
+        set transaction isolation level read committed, read write;
+        if not builder_score.may_go_on() then
+            return;
+        end if;
+        v_batch := builder_score.run_batch('drain');
+        commit;
+        if v_batch.chosen operator(pg_catalog.=) 0 then
+            exit when v_batch.resume_at is null;
+            perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));
+            commit;
+        end if;
+    end loop;
+end
+$procedure$;
+
+comment on procedure builder_score.drain() is
+    'Process what is due now, a backfill that is under way included, one commit a batch, and return. CALL it outside a transaction block.';
+
+create procedure builder_score.run_worker(max_runtime interval default null)
+language plpgsql
+as $procedure$
+-- reads: what run_batch() reads
+-- writes: what run_batch() writes
+declare
+    v_deadline timestamptz;
+    v_batch record;
+    v_idle integer;
+    v_tries integer;
+begin
+    commit;
+    set transaction isolation level read committed, read write;
+    v_deadline := builder_score.run_deadline(max_runtime);
+
+    -- One resident worker at a time. The run that holds the lock may be about to end (it outlives the minute
+    -- by 0.2 s), so a second's patience; then leave quietly.
+    v_tries := 0;
+    while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
+        v_tries := v_tries operator(pg_catalog.+) 1;
+        if v_tries operator(pg_catalog.>) 40 then
+            return;
+        end if;
+        commit;
+        perform pg_catalog.pg_sleep(0.05);
+        commit;
+        set transaction isolation level read committed, read write;
+    end loop;
+
+    if not builder_score.begin_run('resident') then
+        perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+        return;
+    end if;
+    perform builder_score.housekeeping();
+    commit;
+    perform builder_score.purge_job_runs();
+    commit;
+
+    v_idle := 0;
+    loop
+        set transaction isolation level read committed, read write;
+        -- Uninstalled while we slept: there is nothing left to call.
+        exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+        exit when not builder_score.may_go_on();
+        v_batch := builder_score.run_batch('resident');
+        commit;
+        exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline;
+        if v_batch.chosen operator(pg_catalog.>) 0 then
+            v_idle := 0;
+        else
+            set transaction isolation level read committed, read write;
+            exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+            perform builder_score.beat('resident');
+            commit;
+            perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
+            commit;
+            v_idle := v_idle operator(pg_catalog.+) 1;
+        end if;
+    end loop;
+    perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+end
+$procedure$;
+
+comment on procedure builder_score.run_worker(interval) is
+    'The resident worker: drain, nap, drain again, until max_runtime (null: 0.2 s into the next minute, for pg_cron). '
+    'Leaves quietly when another one runs, when paused, and when uninstalled.';

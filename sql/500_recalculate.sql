@@ -1,0 +1,211 @@
+-- For services and operators: one score now, whether stored scores are right, and how everything is.
+-- reads: host views and our own tables          writes: users.builder_score, and what score_users() writes
+
+create function builder_score.recalculate(user_id builder_score.user_id) returns numeric
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host views, score_recalc_queue
+-- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
+#variable_conflict use_column
+declare
+    v_row_ids bigint[];
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception 'recalculate() cannot run at isolation level %', current_setting('transaction_isolation')
+            using errcode = 'active_sql_transaction',
+                  detail = 'Expected read committed: under an older snapshot the score could be written from data that is no longer true.',
+                  hint = format('SELECT builder_score.enqueue(%L, 0); the worker then computes it at once, past the debounce.', recalculate.user_id);
+    end if;
+    perform from builder_score.host_users as u where u.id = recalculate.user_id for no key update;
+    if not found then
+        perform builder_score.unknown_user(recalculate.user_id);
+    end if;
+    -- in a new statement, later than the lock: exactly these rows are answered by this recalculation
+    select coalesce(array_agg(q.id), '{}') into v_row_ids
+    from builder_score.score_recalc_queue as q
+    where q.user_id = recalculate.user_id;
+    perform builder_score.score_users(array[recalculate.user_id], v_row_ids);
+    return (select s.score from builder_score.score_state as s where s.user_id = recalculate.user_id);
+end
+$function$;
+
+comment on function builder_score.recalculate(builder_score.user_id) is
+    'Compute and write one score now, past the debounce, and open a new window. Returns the score. '
+    'May wait for whoever holds the user''s row. Needs read committed.';
+
+create function builder_score.is_pending(user_id builder_score.user_id) returns boolean
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_recalc_queue, backfill, host_projects, host_collaborations
+-- writes: nothing
+    select exists (select from builder_score.score_recalc_queue as q where q.user_id = is_pending.user_id)
+        or exists (select from builder_score.backfill as b where not b.only_ageing)
+        or exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
+        or exists (
+            select
+            from builder_score.score_recalc_queue as q
+            where q.project_id is not null
+              and (exists (select from builder_score.host_projects as p
+                           where p.id = q.project_id and p.owner_id = is_pending.user_id)
+                   or exists (select from builder_score.host_collaborations as c
+                              where c.project_id = q.project_id and c.user_id = is_pending.user_id))
+        );
+$function$;
+
+comment on function builder_score.is_pending(builder_score.user_id) is
+    'Whether a visible queue row, by user, project or everyone, will have this user recalculated.';
+
+create function builder_score.verify(user_ids builder_score.user_id[] default null)
+returns table (
+    user_id builder_score.user_id,
+    stored numeric,
+    computed numeric,
+    computed_at timestamptz,
+    standing text
+)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: host views, formula, score_state, score_recalc_queue, score_dead_letter, backfill, host
+-- writes: nothing
+#variable_conflict use_column
+declare
+    v_ids builder_score.user_id[] := verify.user_ids;
+    v_after builder_score.user_id;
+begin
+    loop
+        if verify.user_ids is null then
+            -- everyone, a thousand at a time: memory stays small
+            if v_after is null then
+                v_ids := array(select u.id from builder_score.host_users as u order by u.id limit 1000);
+            else
+                v_ids := array(select u.id from builder_score.host_users as u where u.id > v_after order by u.id limit 1000);
+            end if;
+        end if;
+
+        return query
+        select c.user_id, c.stored, c.computed, c.computed_at,
+               case when builder_score.is_pending(c.user_id) then 'pending'
+                    when exists (select from builder_score.score_dead_letter as d where d.user_id = c.user_id) then 'dead letter'
+                    else 'wrong' end
+        from (
+            select k.user_id, u.builder_score::numeric as stored, r.computed, s.computed_at
+            from builder_score.compute(v_ids, array(
+                select coalesce(s.computed_at, now())
+                from unnest(v_ids) with ordinality as i(user_id, place)
+                left join builder_score.score_state as s on s.user_id = i.user_id
+                order by i.place
+            )) as k
+            cross join lateral (select round(k.score, h.score_decimals) as computed from builder_score.host as h) as r
+            cross join lateral (select x.builder_score from builder_score.host_users as x where x.id = k.user_id limit 1) as u
+            left join builder_score.score_state as s on s.user_id = k.user_id
+        ) as c
+        where c.stored is distinct from c.computed;
+
+        exit when verify.user_ids is not null or cardinality(v_ids) < 1000;
+        v_after := v_ids[1000];
+    end loop;
+end
+$function$;
+
+comment on function builder_score.verify(builder_score.user_id[]) is
+    'The users (null: of all) whose stored score is not what compute says, age taken as of computed_at. standing: '
+    'pending (something is queued that will mend it), dead letter, or wrong. Locks nothing; works on a standby.';
+
+create function builder_score.scheduler() returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job (pg_cron, where it is), worker_status
+-- writes: nothing
+declare
+    v_scheduled boolean := false;
+begin
+    if to_regclass('cron.job') is not null then
+        begin
+            execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
+            into v_scheduled;
+        exception when insufficient_privilege then
+            v_scheduled := false;
+        end;
+    end if;
+    if v_scheduled then
+        return 'pg_cron';
+    end if;
+    if exists (
+        select from builder_score.worker_status as w
+        where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute'
+    ) then
+        return 'worker';
+    end if;
+    return 'none';
+end
+$function$;
+
+comment on function builder_score.scheduler() is
+    'What drives the worker: pg_cron (an active job that the caller may see), worker (somebody else keeps the heartbeat going) or none.';
+
+create view builder_score.health as
+select q.queue_depth,
+       q.due_now,
+       q.oldest_due_age,
+       (select count(*) from builder_score.score_dead_letter) as dead_letters,
+       (select count(*) from builder_score.score_state where retry_at is not null) as retrying,
+       w.started_at as last_run_at,
+       clock_timestamp() - w.heartbeat_at as heartbeat_age,
+       builder_score.scheduler() as scheduler,
+       s.paused,
+       s.paused_reason,
+       h.attached_at is not null as attached,
+       b.seen as backfill_seen,
+       b.estimated_total as backfill_total,
+       t.batches,
+       t.recalculated,
+       t.changed,
+       t.failed,
+       t.last_batch_at,
+       w.last_error,
+       w.last_error_at
+from builder_score.settings as s
+cross join builder_score.host as h
+cross join (
+    select count(*) as queue_depth,
+           count(*) filter (where not_before <= clock_timestamp()) as due_now,
+           clock_timestamp() - min(not_before) filter (where not_before <= clock_timestamp()) as oldest_due_age
+    from builder_score.score_recalc_queue
+) as q
+cross join (
+    select sum(batches)::bigint as batches,
+           sum(recalculated)::bigint as recalculated,
+           sum(changed)::bigint as changed,
+           sum(failed)::bigint as failed,
+           max(last_batch_at) as last_batch_at
+    from builder_score.worker_status
+) as t
+left join builder_score.worker_status as w on w.worker = 'resident'
+left join builder_score.backfill as b on true;
+
+comment on view builder_score.health is 'How the queue and its worker are: one row.';
+comment on column builder_score.health.queue_depth is 'Rows in score_recalc_queue.';
+comment on column builder_score.health.due_now is 'Of those, rows that could be taken now.';
+comment on column builder_score.health.oldest_due_age is 'How long the oldest of these has been due.';
+comment on column builder_score.health.dead_letters is 'Users given up after settings.max_attempts failures.';
+comment on column builder_score.health.retrying is 'Users in backoff.';
+comment on column builder_score.health.last_run_at is 'When the resident worker''s last run began.';
+comment on column builder_score.health.heartbeat_age is 'Time since it last said that it is alive; about 5 s when idle.';
+comment on column builder_score.health.scheduler is 'pg_cron, worker or none.';
+comment on column builder_score.health.paused is 'Whether workers are told to leave.';
+comment on column builder_score.health.paused_reason is 'Why.';
+comment on column builder_score.health.attached is 'Whether triggers and views are in place.';
+comment on column builder_score.health.backfill_seen is 'Users that the walk over everyone has seen; null when none is under way.';
+comment on column builder_score.health.backfill_total is 'How many there are, by the planner''s statistics.';
+comment on column builder_score.health.batches is 'Batches so far.';
+comment on column builder_score.health.recalculated is 'Recalculations so far.';
+comment on column builder_score.health.changed is 'Of those, scores that changed.';
+comment on column builder_score.health.failed is 'Failures counted against a user so far.';
+comment on column builder_score.health.last_batch_at is 'End of the last batch that had work.';
+comment on column builder_score.health.last_error is 'Last failure that was not a user''s.';
+comment on column builder_score.health.last_error_at is 'When.';

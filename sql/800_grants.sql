@@ -1,0 +1,42 @@
+-- Nothing is for everyone. The operator may look, recompute, pause and retry.
+-- reads: pg_roles          writes: privileges in this schema
+
+revoke all on all tables in schema builder_score from public;
+revoke all on all routines in schema builder_score from public;
+revoke usage on domain builder_score.user_id from public;
+revoke usage on domain builder_score.project_id from public;
+
+do $grants$
+begin
+    if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') <> 'builder_score_owner' then
+        return;     -- the installer could not create roles
+    end if;
+    grant usage on schema builder_score to builder_score_operator;
+    grant usage on domain builder_score.user_id, builder_score.project_id to builder_score_operator;
+    grant select on all tables in schema builder_score to builder_score_operator;
+    grant update (paused, paused_reason) on builder_score.settings to builder_score_operator;
+    grant delete on builder_score.score_dead_letter to builder_score_operator;
+    grant execute on function
+        builder_score.enqueue(builder_score.user_id, integer, text),
+        builder_score.enqueue_everyone(text),
+        builder_score.recalculate(builder_score.user_id),
+        builder_score.explain(builder_score.user_id),
+        builder_score.verify(builder_score.user_id[]),
+        builder_score.is_pending(builder_score.user_id),
+        builder_score.unknown_user(builder_score.user_id),
+        builder_score.scheduler(),
+        builder_score.begin_run(text),
+        builder_score.may_go_on(),
+        builder_score.run_batch(text),
+        builder_score.beat(text, interval),
+        builder_score.nap_seconds(integer, timestamptz),
+        builder_score.run_deadline(interval),
+        builder_score.housekeeping(),
+        builder_score.purge_job_runs(interval)
+    to builder_score_operator;
+    grant execute on procedure builder_score.drain(), builder_score.run_worker(interval) to builder_score_operator;
+end
+$grants$;
+
+-- The schema's owner has made everything; what follows is the installer's again.
+reset role;

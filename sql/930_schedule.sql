@@ -1,0 +1,5 @@
+-- The pg_cron job, where pg_cron is.
+-- reads: pg_catalog          writes: cron.job
+-- locks on host tables: none
+
+select scheduled from builder_score.schedule() as s(scheduled);
