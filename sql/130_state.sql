@@ -90,7 +90,7 @@ comment on column builder_score.worker_status.changed is 'Of those, scores that 
 comment on column builder_score.worker_status.failed is 'Failures counted against a user so far.';
 comment on column builder_score.worker_status.last_batch_at is 'End of the last batch that had work.';
 comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
-comment on column builder_score.worker_status.last_error is 'Last failure that was not a user''s (a lock, a full disk), with its SQLSTATE.';
+comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');

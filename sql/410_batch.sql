@@ -81,7 +81,7 @@ begin
     perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
     update builder_score.host_users as u
     set builder_score = w.score
-    from pg_catalog.unnest(user_ids, scores) as w(id, score)
+    from rows from (pg_catalog.unnest(user_ids), pg_catalog.unnest(scores)) as w(id, score)
     where u.id operator(pg_catalog.=) w.id;
     get diagnostics v_written = row_count;
     perform pg_catalog.set_config('search_path', v_search_path, true);

@@ -216,9 +216,7 @@ begin
 
     recalculated := 0;
     changed := 0;
-    if not builder_score.is_users_fault(v_code) then
-        last_error := format('%s: %s', v_code, v_message);
-    end if;
+    last_error := format('%s: %s', v_code, v_message);
     if cardinality(user_ids) = 1 then
         failed := builder_score.is_users_fault(v_code)::integer;
         perform builder_score.record_failure(user_ids[1], row_ids, v_code, v_message);

@@ -34,6 +34,29 @@ comment on function builder_score.recalculate(builder_score.user_id) is
     'Compute and write one score now, past the debounce, and open a new window. Returns the score. '
     'May wait for whoever holds the user''s row. Needs read committed.';
 
+create function builder_score.find_user(name text) returns builder_score.user_id
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users
+-- writes: nothing
+declare
+    v_id builder_score.user_id;
+begin
+    begin
+        select u.id into v_id from builder_score.host_users as u where u.id = find_user.name::builder_score.user_id;
+    exception when data_exception then
+        v_id := null;   -- not of the form of an id
+    end;
+    if v_id is null then
+        select u.id into v_id from builder_score.host_users as u where u.username = find_user.name order by u.id limit 1;
+    end if;
+    return v_id;
+end
+$function$;
+
+comment on function builder_score.find_user(text) is 'The user with this id, else with this username; null where there is none.';
+
 create function builder_score.is_pending(user_id builder_score.user_id) returns boolean
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -207,5 +230,5 @@ comment on column builder_score.health.recalculated is 'Recalculations so far.';
 comment on column builder_score.health.changed is 'Of those, scores that changed.';
 comment on column builder_score.health.failed is 'Failures counted against a user so far.';
 comment on column builder_score.health.last_batch_at is 'End of the last batch that had work.';
-comment on column builder_score.health.last_error is 'Last failure that was not a user''s.';
+comment on column builder_score.health.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.health.last_error_at is 'When.';

@@ -79,7 +79,7 @@ declare
     v_owner constant name := builder_score.owner_role();
     v_field text;
     v_type text;
-    v_filled text[] := '{}';
+    v_filled text[] := array[]::text[];
     v_created_at text;
     v_stars text;
     v_metrics text;
@@ -88,12 +88,12 @@ begin
     foreach v_field in array array['avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links'] loop
         v_type := builder_score.host_column_type('users', v_field::name);
         if v_type is not null then
-            v_filled := v_filled || case
+            v_filled := array_append(v_filled, case
                 when v_field <> 'contact_links' then format('builder_score.is_filled(u.%I::text)::integer', v_field)
                 when v_type = 'jsonb' then format('builder_score.is_filled(u.%I::jsonb)::integer', v_field)
                 when v_type = 'json' then format($expression$coalesce(json_typeof(u.%1$I::json) = 'object' and u.%1$I::text !~ '^\s*\{\s*\}\s*$', false)::integer$expression$, v_field)
                 else format('builder_score.is_filled(builder_score.to_jsonb_or_null(u.%I::text))::integer', v_field)
-            end;
+            end);
         end if;
     end loop;
 
@@ -122,7 +122,10 @@ begin
 
     execute format(
         'create view builder_score.host_users as
-         select u.id, u.builder_score, (%s)::timestamptz as created_at, %s as profile_filled, %s as profile_fields from %s as u',
+         select u.id, (%s)::text as username, u.builder_score, (%s)::timestamptz as created_at,
+                %s as profile_filled, %s as profile_fields
+         from %s as u',
+        case when builder_score.host_column_type('users', 'username') is null then 'null' else 'u.username' end,
         v_created_at, coalesce(nullif(array_to_string(v_filled, ' + '), ''), '0'), cardinality(v_filled),
         builder_score.host_table('users'));
     execute format(
@@ -136,10 +139,14 @@ begin
 
     foreach v_view in array array['host_users', 'host_projects', 'host_collaborations'] loop
         execute format('alter view builder_score.%I owner to %I', v_view, v_owner);
+        if v_owner = 'builder_score_owner' then
+            execute format('grant select on builder_score.%I to builder_score_operator', v_view);
+        end if;
     end loop;
 
     comment on view builder_score.host_users is 'The host''s users as the score sees them. Made by attach().';
     comment on column builder_score.host_users.id is 'users.id.';
+    comment on column builder_score.host_users.username is 'The name people know the user by; null where the host has none.';
     comment on column builder_score.host_users.builder_score is 'The one host column that we write.';
     comment on column builder_score.host_users.created_at is 'Sign-up; a naive timestamp is UTC; null where the host has none.';
     comment on column builder_score.host_users.profile_filled is 'How many of the profile fields are filled.';

@@ -1,7 +1,6 @@
 -- Nothing is for everyone. The operator may look, recompute, pause and retry.
 -- reads: pg_roles          writes: privileges in this schema
 
-revoke all on all tables in schema builder_score from public;
 revoke all on all routines in schema builder_score from public;
 revoke usage on domain builder_score.user_id from public;
 revoke usage on domain builder_score.project_id from public;
@@ -13,7 +12,20 @@ begin
     end if;
     grant usage on schema builder_score to builder_score_operator;
     grant usage on domain builder_score.user_id, builder_score.project_id to builder_score_operator;
-    grant select on all tables in schema builder_score to builder_score_operator;
+    grant select on
+        builder_score.backfill,
+        builder_score.health,
+        builder_score.host,
+        builder_score.host_additions,
+        builder_score.impact_keys,
+        builder_score.score_dead_letter,
+        builder_score.score_recalc_queue,
+        builder_score.score_state,
+        builder_score.settings,
+        builder_score.signals,
+        builder_score.statuses,
+        builder_score.worker_status
+    to builder_score_operator;
     grant update (paused, paused_reason) on builder_score.settings to builder_score_operator;
     grant delete on builder_score.score_dead_letter to builder_score_operator;
     grant execute on function
@@ -22,6 +34,7 @@ begin
         builder_score.recalculate(builder_score.user_id),
         builder_score.explain(builder_score.user_id),
         builder_score.verify(builder_score.user_id[]),
+        builder_score.find_user(text),
         builder_score.is_pending(builder_score.user_id),
         builder_score.unknown_user(builder_score.user_id),
         builder_score.scheduler(),

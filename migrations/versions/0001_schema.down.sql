@@ -1,0 +1,68 @@
+-- Takes our schema out: everything in it but Alembic's version table, which goes last of all with the schema,
+-- then the reference tables if they are ours and empty, then the roles if no other database uses them.
+-- locks on host tables: ACCESS EXCLUSIVE on reference tables of ours, for milliseconds
+
+set local lock_timeout = '0.5s';
+set local statement_timeout = 0;
+
+do $reference_tables$
+declare
+    v_tables text;
+    v_empty boolean;
+begin
+    select string_agg(format('%I.%I', schema_name, object_name), ', ') into v_tables
+    from builder_score.host_additions where kind = 'table';
+    if v_tables is null then
+        return;
+    end if;
+    execute format('lock table %s in access exclusive mode', v_tables);
+    execute (
+        select 'select ' || string_agg(format('not exists (select from %I.%I)', schema_name, object_name), ' and ')
+        from builder_score.host_additions where kind = 'table'
+    ) into v_empty;
+    if v_empty then
+        execute 'drop table ' || v_tables;
+    else
+        raise notice 'builder_score: the reference tables are not empty and stay';
+    end if;
+end
+$reference_tables$;
+
+do $schema$
+declare
+    v_object record;
+begin
+    drop view if exists builder_score.health;
+    for v_object in
+        select c.oid::regclass as name from pg_class as c
+        where c.relnamespace = 'builder_score'::regnamespace and c.relkind = 'r' and c.relname <> 'alembic_version'
+    loop
+        execute format('drop table %s', v_object.name);
+    end loop;
+    for v_object in
+        select p.oid::regprocedure as name from pg_proc as p where p.pronamespace = 'builder_score'::regnamespace
+    loop
+        execute format('drop routine %s', v_object.name);
+    end loop;
+    drop domain builder_score.user_id, builder_score.project_id;
+end
+$schema$;
+
+do $roles$
+declare
+    v_role name;
+begin
+    revoke all on schema builder_score from public;
+    if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') = 'builder_score_owner' then
+        revoke all on schema builder_score from builder_score_operator;
+        execute format('alter schema builder_score owner to %I', current_user);
+    end if;
+    foreach v_role in array array['builder_score_operator', 'builder_score_owner']::name[] loop
+        begin
+            execute format('drop role if exists %I', v_role);
+        exception when dependent_objects_still_exist or insufficient_privilege then
+            raise notice 'builder_score: role % stays: something else uses it', v_role;
+        end;
+    end loop;
+end
+$roles$;

@@ -1,0 +1,3174 @@
+set local lock_timeout = '0.5s';
+set local statement_timeout = 0;
+
+-- The host's key types, as domains. With them every other statement of this schema is static text,
+-- whatever the host's ids are.
+-- reads: pg_catalog          writes: nothing
+-- locks on host tables: none
+
+do $host_types$
+declare
+    v_schema constant text :=
+        coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public');
+    v_missing text[];
+    v_count integer;
+    v_type text;
+    v_target record;
+begin
+    select array_agg(t.name order by t.place) filter (where to_regclass(format('%I.%I', v_schema, t.name)) is null),
+           count(to_regclass(format('%I.%I', v_schema, t.name)))
+    into v_missing, v_count
+    from unnest(array['users', 'projects', 'project_collaborators']) with ordinality as t(name, place);
+
+    if v_count not in (0, 3) then
+        raise exception 'schema "%" has only some of the tables that builder_score needs: missing %',
+                v_schema, array_to_string(v_missing, ', ')
+            using errcode = 'undefined_table',
+                  detail = 'Expected all of users, projects and project_collaborators, or none of them '
+                           '(then reference tables are created).',
+                  hint = 'Create the missing tables, or name the schema that holds the application''s tables '
+                         'with the setting builder_score.host_schema.';
+    end if;
+
+    for v_target in
+        select t.domain, t.host_table
+        from (values ('user_id', 'users'), ('project_id', 'projects')) as t(domain, host_table)
+    loop
+        if v_count = 0 then
+            v_type := 'uuid';
+        else
+            select format_type(a.atttypid, a.atttypmod)
+                   || case when a.attcollation <> y.typcollation
+                           then format(' collate %I.%I', n.nspname, l.collname) else '' end
+            into v_type
+            from pg_attribute as a
+            join pg_type as y on y.oid = a.atttypid
+            left join pg_collation as l on l.oid = a.attcollation
+            left join pg_namespace as n on n.oid = l.collnamespace
+            where a.attrelid = to_regclass(format('%I.%I', v_schema, v_target.host_table))
+              and a.attname = 'id'
+              and not a.attisdropped;
+            if not found then
+                raise exception 'table "%.%" has no column "id"', v_schema, v_target.host_table
+                    using errcode = 'undefined_column',
+                          detail = 'builder_score identifies users and projects by a single column named id.',
+                          hint = 'Add the column, or a generated one, before migrating.';
+            end if;
+        end if;
+        execute format('create domain builder_score.%I as %s', v_target.domain, v_type);
+    end loop;
+end
+$host_types$;
+
+comment on domain builder_score.user_id is 'The type of the host''s users.id.';
+comment on domain builder_score.project_id is 'The type of the host''s projects.id.';
+
+-- The reference tables, for a database that has none of the three. Where the host has them, nothing happens.
+-- reads: pg_catalog          writes: creates users, projects, project_collaborators
+-- locks on host tables: none
+
+create table builder_score.host_additions (
+    kind text not null,
+    schema_name name not null,
+    table_name name not null,
+    object_name name not null,
+    added_at timestamptz not null default clock_timestamp(),
+    primary key (kind, schema_name, table_name, object_name),
+    constraint "kind must be table, column, index or extension"
+        check (kind in ('table', 'column', 'index', 'extension'))
+);
+
+comment on table builder_score.host_additions is
+    'What we added outside our own schema and must take out again on uninstall. '
+    'Triggers and policies are known by their names and are not listed.';
+comment on column builder_score.host_additions.kind is 'table, column, index or extension.';
+comment on column builder_score.host_additions.schema_name is 'Schema of the host''s table, or of the extension.';
+comment on column builder_score.host_additions.table_name is 'The host''s table; the extension''s name for an extension.';
+comment on column builder_score.host_additions.object_name is 'The table, column, index or extension that we added.';
+comment on column builder_score.host_additions.added_at is 'When it was added.';
+
+do $reference_tables$
+declare
+    v_schema constant text :=
+        coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public');
+    v_search_path constant text := current_setting('search_path');
+begin
+    if to_regclass(format('%I.users', v_schema)) is not null then
+        return;
+    end if;
+
+    perform set_config('search_path', quote_ident(v_schema), true);
+
+    create table users (
+        id uuid primary key default gen_random_uuid(),
+        email text not null unique,
+        username text not null unique,
+        display_name text,
+        avatar_url text,
+        headline text,
+        bio text,
+        primary_role text,
+        timezone text,
+        contact_links jsonb not null default '{}',
+        availability text,
+        builder_score integer default 0,
+        created_at timestamptz not null default now(),
+        updated_at timestamptz not null default now()
+    );
+
+    create table projects (
+        id uuid primary key default gen_random_uuid(),
+        owner_id uuid not null references users (id) on delete cascade,
+        title text not null,
+        description text,
+        status text not null default 'in_progress',
+        links jsonb not null default '{}',
+        tech_stack text[] not null default '{}',
+        impact_metrics jsonb not null default '{}',
+        github_stars integer not null default 0,
+        created_at timestamptz not null default now(),
+        updated_at timestamptz not null default now()
+    );
+
+    create table project_collaborators (
+        id uuid primary key default gen_random_uuid(),
+        project_id uuid not null references projects (id) on delete cascade,
+        user_id uuid not null references users (id) on delete cascade,
+        role_description text,
+        status text not null default 'pending',
+        invited_at timestamptz not null default now(),
+        confirmed_at timestamptz,
+        unique (project_id, user_id)
+    );
+
+    create index projects_owner_id_idx on projects (owner_id);
+    create index project_collaborators_user_id_idx on project_collaborators (user_id);
+
+    comment on table users is 'People (builder_score''s reference table).';
+    comment on column users.builder_score is 'Reputation, 0 to 100, kept by the schema builder_score.';
+    comment on table projects is 'What people build (builder_score''s reference table).';
+    comment on table project_collaborators is 'Who helps on which project (builder_score''s reference table).';
+
+    insert into builder_score.host_additions (kind, schema_name, table_name, object_name)
+    select 'table', v_schema, t.name, t.name
+    from unnest(array['users', 'projects', 'project_collaborators']) as t(name);
+
+    perform set_config('search_path', v_search_path, true);
+end
+$reference_tables$;
+
+-- The roles. builder_score_owner owns this schema and can never log in; builder_score_operator may look,
+-- recompute, pause and retry. Where the installer may not create roles, everything stays the installer's.
+-- reads: pg_roles          writes: roles, the owner of this schema
+-- locks on host tables: none
+
+do $roles$
+declare
+    v_role name;
+    v_object record;
+begin
+    begin
+        foreach v_role in array array['builder_score_owner', 'builder_score_operator']::name[] loop
+            if not exists (select from pg_roles where rolname = v_role) then
+                begin
+                    execute format('create role %I nologin', v_role);
+                    execute format('comment on role %I is %L', v_role, case v_role
+                        when 'builder_score_owner' then 'Owns the schema builder_score and runs its triggers and worker functions.'
+                        else 'May read builder_score''s tables, recompute, pause and retry.' end);
+                exception when duplicate_object or unique_violation then
+                    null;   -- another database of this cluster is being migrated at the same moment
+                end;
+            end if;
+        end loop;
+        if not pg_has_role(current_user, 'builder_score_owner', 'member') then
+            execute format('grant builder_score_owner to %I', current_user);
+        end if;
+        alter schema builder_score owner to builder_score_owner;
+        alter domain builder_score.user_id owner to builder_score_owner;
+        alter domain builder_score.project_id owner to builder_score_owner;
+        alter table builder_score.host_additions owner to builder_score_owner;
+    exception when insufficient_privilege then
+        raise notice 'builder_score: % may not create roles, so it owns everything itself', current_user
+            using detail = 'Triggers and worker then run with the rights of this role.';
+    end;
+end
+$roles$;
+
+comment on schema builder_score is 'Reputation scores: users.builder_score, kept right by triggers, a queue and a worker.';
+
+-- What follows, up to the next reset role, is created by and for the schema's owner.
+do $become_owner$
+begin
+    perform set_config('role', (select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'builder_score'), true);
+end
+$become_owner$;
+
+-- Functions below read the host views, which attach() makes last.
+set local check_function_bodies = off;
+
+-- What a DBA may turn. One row; every limit is a constraint whose name says what is expected.
+-- reads: nothing          writes: settings
+
+create table builder_score.settings (
+    one_row boolean primary key default true,
+    debounce_window interval not null default '5 minutes',
+    batch_size integer not null default 500,
+    poll_interval interval not null default '0.5 seconds',
+    max_attempts integer not null default 5,
+    retry_base interval not null default '10 seconds',
+    retry_cap interval not null default '1 hour',
+    refresh_after interval not null default '7 days',
+    backfill_per_second integer not null default 5000,
+    notify_max_ids integer not null default 2000,
+    lock_timeout interval not null default '0.1 seconds',
+    paused boolean not null default false,
+    paused_reason text,
+    constraint "settings has exactly one row" check (one_row),
+    constraint "debounce_window must be between 0 and 1 day"
+        check (debounce_window >= '0 seconds' and debounce_window <= '1 day'),
+    constraint "batch_size must be between 1 and 10000" check (batch_size between 1 and 10000),
+    constraint "poll_interval must be between 20 ms and 1 second"
+        check (poll_interval >= '0.02 seconds' and poll_interval <= '1 second'),
+    constraint "max_attempts must be between 1 and 100" check (max_attempts between 1 and 100),
+    constraint "retry_base must be between 10 ms and 1 hour"
+        check (retry_base >= '0.01 seconds' and retry_base <= '1 hour'),
+    constraint "retry_cap must be between retry_base and 7 days"
+        check (retry_cap >= retry_base and retry_cap <= '7 days'),
+    constraint "refresh_after must be between 1 day and 365 days"
+        check (refresh_after >= '1 day' and refresh_after <= '365 days'),
+    constraint "backfill_per_second must be between 1 and 1000000"
+        check (backfill_per_second between 1 and 1000000),
+    constraint "notify_max_ids must be between 0 and 5000" check (notify_max_ids between 0 and 5000),
+    constraint "lock_timeout must be between 1 ms and 10 seconds"
+        check (lock_timeout >= '0.001 seconds' and lock_timeout <= '10 seconds')
+);
+
+comment on table builder_score.settings is 'What a DBA may turn: one row. A change takes effect with the next batch.';
+comment on column builder_score.settings.one_row is 'Always true: keeps the table at one row.';
+comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
+comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
+comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker.';
+comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
+comment on column builder_score.settings.retry_base is 'Wait after the first failure; doubles with every further one.';
+comment on column builder_score.settings.retry_cap is 'Longest wait between two attempts.';
+comment on column builder_score.settings.refresh_after is 'Age at which the score of a still ageing account is computed anew.';
+comment on column builder_score.settings.backfill_per_second is 'Users a second that a backfill puts into the queue.';
+comment on column builder_score.settings.notify_max_ids is 'Changed users above which one NOTIFY says "all" instead of naming them.';
+comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s).';
+comment on column builder_score.settings.paused is 'True: workers leave at once and start nothing.';
+comment on column builder_score.settings.paused_reason is 'Why, for the next person who looks.';
+
+insert into builder_score.settings default values;
+
+create function builder_score.keep_settings_row() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    raise exception 'the row of builder_score.settings cannot be removed'
+        using errcode = 'restrict_violation',
+              detail = 'Every worker reads its settings from this one row.',
+              hint = 'UPDATE the columns that should change.';
+end
+$function$;
+
+comment on function builder_score.keep_settings_row() is 'Trigger: refuses to remove the one row of settings.';
+
+create trigger keep_settings_row before delete on builder_score.settings
+    for each row execute function builder_score.keep_settings_row();
+create trigger keep_settings_row_on_truncate before truncate on builder_score.settings
+    for each statement execute function builder_score.keep_settings_row();
+
+comment on trigger keep_settings_row on builder_score.settings is 'Refuses to delete the one row.';
+comment on trigger keep_settings_row_on_truncate on builder_score.settings is 'Refuses to truncate the one row away.';
+
+-- The intake. Append-only: no unique key but id, no foreign key, no upsert, so that appending never waits.
+-- reads: nothing          writes: nothing
+
+create table builder_score.score_recalc_queue (
+    id bigint generated always as identity,
+    user_id builder_score.user_id,
+    project_id builder_score.project_id,
+    priority smallint not null,
+    not_before timestamptz not null default clock_timestamp(),
+    reason text not null,
+    enqueued_at timestamptz not null default clock_timestamp(),
+    constraint score_recalc_queue_pkey primary key (id),
+    constraint "a row names a user, or a project, or neither" check (user_id is null or project_id is null),
+    constraint "priority must be 0 (high), 10 (medium) or 20 (low)" check (priority in (0, 10, 20))
+);
+
+create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)
+    where user_id is not null or project_id is not null;
+create index score_recalc_queue_user on builder_score.score_recalc_queue (user_id)
+    where user_id is not null;
+create index score_recalc_queue_everyone on builder_score.score_recalc_queue (not_before)
+    where user_id is null and project_id is null;
+
+comment on table builder_score.score_recalc_queue is
+    'Whose score may have changed. A row names a user, a project (everyone it concerns) or neither (everyone).';
+comment on column builder_score.score_recalc_queue.id is 'Names the row exactly: a worker deletes the ids it has seen.';
+comment on column builder_score.score_recalc_queue.user_id is 'The user to recalculate; may no longer exist.';
+comment on column builder_score.score_recalc_queue.project_id is 'The project whose owner and confirmed collaborators to recalculate; may no longer exist.';
+comment on column builder_score.score_recalc_queue.priority is '0 high and past the debounce, 10 medium, 20 low.';
+comment on column builder_score.score_recalc_queue.not_before is 'A hint for the index: the row is not looked at earlier.';
+comment on column builder_score.score_recalc_queue.reason is 'What happened, for people.';
+comment on column builder_score.score_recalc_queue.enqueued_at is 'When the row was appended.';
+comment on index builder_score.score_recalc_queue_due is 'Due rows of one priority, oldest first.';
+comment on index builder_score.score_recalc_queue_user is 'All rows of a user, to delete or defer them together.';
+comment on index builder_score.score_recalc_queue_everyone is 'Rows that stand for everyone; apart, because they wait for a walk that is under way.';
+comment on constraint score_recalc_queue_pkey on builder_score.score_recalc_queue is 'Ids are handed out by a sequence: unique without waiting.';
+
+create function builder_score.enqueue(
+    user_id builder_score.user_id,
+    priority integer default 10,
+    reason text default 'requested'
+) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+#variable_conflict use_column
+declare
+    v_id bigint;
+begin
+    if enqueue.user_id is null then
+        raise exception 'user_id must not be null'
+            using errcode = 'null_value_not_allowed',
+                  detail = 'A queue row without a user stands for everyone.',
+                  hint = 'Name a user, or call builder_score.enqueue_everyone() to recompute everyone.';
+    end if;
+    if enqueue.priority is null or enqueue.priority not in (0, 10, 20) then
+        raise exception 'priority % is not known', coalesce(enqueue.priority::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  detail = 'Expected 0 (high, past the debounce), 10 (medium) or 20 (low).',
+                  hint = 'Most callers leave it out.';
+    end if;
+    insert into builder_score.score_recalc_queue (user_id, priority, reason)
+    values (enqueue.user_id, enqueue.priority, coalesce(enqueue.reason, 'requested'))
+    returning id into v_id;
+    return v_id;
+end
+$function$;
+
+comment on function builder_score.enqueue(builder_score.user_id, integer, text) is
+    'Ask for a user''s score to be computed soon. Appends one row, reads nothing, never waits; priority 0 goes past the debounce.';
+
+create function builder_score.enqueue_everyone(reason text default 'requested') returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+    insert into builder_score.score_recalc_queue (priority, reason)
+    values (20, coalesce(enqueue_everyone.reason, 'requested'))
+    returning id;
+$function$;
+
+comment on function builder_score.enqueue_everyone(text) is
+    'Ask for everyone''s score to be computed: one row, which the worker expands, throttled by settings.backfill_per_second.';
+
+-- The formula, as rows. Changing any of them enqueues everyone.
+-- reads: nothing          writes: signals, statuses, impact_keys
+
+create table builder_score.signals (
+    signal text primary key,
+    max_points double precision not null,
+    scale double precision not null,
+    description text not null,
+    constraint "signal must be shipped, vouches, impact, profile or age"
+        check (signal in ('shipped', 'vouches', 'impact', 'profile', 'age')),
+    constraint "max_points must be between 0 and 100" check (max_points between 0 and 100),
+    constraint "scale must be between 0 and 1000" check (scale between 0 and 1000)
+);
+
+comment on table builder_score.signals is 'The five signals. A signal with max_points 0 is off. A change enqueues everyone.';
+comment on column builder_score.signals.signal is 'Its name.';
+comment on column builder_score.signals.max_points is 'Points are cut off here.';
+comment on column builder_score.signals.scale is 'Factor of the curve that description names.';
+comment on column builder_score.signals.description is 'Raw value and curve, for people.';
+
+insert into builder_score.signals (signal, max_points, scale, description) values
+    ('shipped', 30, 10, 'projects owned with a shipped status: scale * log2(n + 1)'),
+    ('vouches', 25, 8, 'distinct other people with a confirmed collaboration: scale * log2(n + 1)'),
+    ('impact', 20, 4, 'stars and impact metrics over all projects owned: scale * log10(n + 1)'),
+    ('profile', 15, 15, 'share of the profile fields filled: scale * share'),
+    ('age', 10, 10, 'whole days since sign-up: scale * days / 365');
+
+create table builder_score.statuses (
+    meaning text not null,
+    status text not null,
+    primary key (meaning, status),
+    constraint "meaning must be shipped or confirmed" check (meaning in ('shipped', 'confirmed'))
+);
+
+comment on table builder_score.statuses is 'Which of the host''s statuses mean shipped (projects) and confirmed (project_collaborators).';
+comment on column builder_score.statuses.meaning is 'shipped or confirmed.';
+comment on column builder_score.statuses.status is 'The host''s status, as text.';
+
+insert into builder_score.statuses (meaning, status) values ('shipped', 'shipped'), ('confirmed', 'confirmed');
+
+create table builder_score.impact_keys (
+    key text primary key
+);
+
+comment on table builder_score.impact_keys is 'Keys of projects.impact_metrics whose values count as impact, beside github_stars.';
+comment on column builder_score.impact_keys.key is 'A top-level key of the JSON object.';
+
+insert into builder_score.impact_keys (key) values ('users');
+
+create function builder_score.formula_stamp() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: signals, statuses, impact_keys
+-- writes: nothing
+    select left(md5(
+        (select string_agg(format('%s %s %s', signal, max_points, scale), ',' order by signal collate "C") from builder_score.signals)
+        || ';' || coalesce((select string_agg(format('%s %s', meaning, status), ',' order by meaning collate "C", status collate "C") from builder_score.statuses), '')
+        || ';' || coalesce((select string_agg(key, ',' order by key collate "C") from builder_score.impact_keys), '')
+    ), 12);
+$function$;
+
+comment on function builder_score.formula_stamp() is
+    'Names the formula in force: a hash of its rows, kept with every score, so that one computed with an older formula shows.';
+
+create function builder_score.formula_changed() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+    return null;
+end
+$function$;
+
+comment on function builder_score.formula_changed() is 'Trigger: a changed formula concerns everyone.';
+
+create trigger formula_row_added_or_removed after insert or delete on builder_score.signals
+    for each row execute function builder_score.formula_changed();
+create trigger formula_row_changed after update on builder_score.signals
+    for each row when ((old.signal, old.max_points, old.scale) is distinct from (new.signal, new.max_points, new.scale))
+    execute function builder_score.formula_changed();
+create trigger formula_truncated after truncate on builder_score.signals
+    for each statement execute function builder_score.formula_changed();
+create trigger formula_row_added_or_removed after insert or delete on builder_score.statuses
+    for each row execute function builder_score.formula_changed();
+create trigger formula_row_changed after update on builder_score.statuses
+    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
+create trigger formula_truncated after truncate on builder_score.statuses
+    for each statement execute function builder_score.formula_changed();
+create trigger formula_row_added_or_removed after insert or delete on builder_score.impact_keys
+    for each row execute function builder_score.formula_changed();
+create trigger formula_row_changed after update on builder_score.impact_keys
+    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
+create trigger formula_truncated after truncate on builder_score.impact_keys
+    for each statement execute function builder_score.formula_changed();
+
+comment on trigger formula_row_added_or_removed on builder_score.signals is 'Enqueues everyone.';
+comment on trigger formula_row_changed on builder_score.signals is 'Enqueues everyone.';
+comment on trigger formula_truncated on builder_score.signals is 'Enqueues everyone.';
+comment on trigger formula_row_added_or_removed on builder_score.statuses is 'Enqueues everyone.';
+comment on trigger formula_row_changed on builder_score.statuses is 'Enqueues everyone.';
+comment on trigger formula_truncated on builder_score.statuses is 'Enqueues everyone.';
+comment on trigger formula_row_added_or_removed on builder_score.impact_keys is 'Enqueues everyone.';
+comment on trigger formula_row_changed on builder_score.impact_keys is 'Enqueues everyone.';
+comment on trigger formula_truncated on builder_score.impact_keys is 'Enqueues everyone.';
+
+-- What the worker remembers: of each user, of failures, of a running backfill, of itself, of the host.
+-- reads: nothing          writes: nothing
+
+create table builder_score.score_state (
+    user_id builder_score.user_id primary key,
+    score numeric,
+    previous_score numeric,
+    computed_at timestamptz,
+    attempts integer not null default 0,
+    retry_at timestamptz,
+    first_failed_at timestamptz,
+    formula_stamp text
+);
+
+comment on table builder_score.score_state is 'Per user: the last recalculation and, while it fails, the backoff.';
+comment on column builder_score.score_state.user_id is 'The user; no foreign key, so that the host''s DDL and deletes stay its own.';
+comment on column builder_score.score_state.score is 'The score last computed, as written to users.builder_score; null before the first success.';
+comment on column builder_score.score_state.previous_score is 'The score before the last change.';
+comment on column builder_score.score_state.computed_at is 'When: opens the debounce window, and the moment at which the account''s age was taken.';
+comment on column builder_score.score_state.attempts is 'Failures in a row.';
+comment on column builder_score.score_state.retry_at is 'Not before this moment, whatever is enqueued meanwhile.';
+comment on column builder_score.score_state.first_failed_at is 'First of the failures in a row.';
+comment on column builder_score.score_state.formula_stamp is 'formula_stamp() it was computed with.';
+
+create table builder_score.score_dead_letter (
+    user_id builder_score.user_id primary key,
+    attempts integer not null,
+    sqlstate text not null,
+    message text not null,
+    first_failed_at timestamptz not null,
+    last_failed_at timestamptz not null
+);
+
+comment on table builder_score.score_dead_letter is 'Users whose computation failed settings.max_attempts times. A new event gives a fresh start.';
+comment on column builder_score.score_dead_letter.user_id is 'The user.';
+comment on column builder_score.score_dead_letter.attempts is 'Failures in a row when the user was given up.';
+comment on column builder_score.score_dead_letter.sqlstate is 'SQLSTATE of the last failure.';
+comment on column builder_score.score_dead_letter.message is 'Its message.';
+comment on column builder_score.score_dead_letter.first_failed_at is 'First of those failures.';
+comment on column builder_score.score_dead_letter.last_failed_at is 'Last of them.';
+
+create table builder_score.backfill (
+    one_row boolean primary key default true,
+    reason text not null,
+    only_ageing boolean not null,
+    after_user_id builder_score.user_id,
+    seen bigint not null default 0,
+    estimated_total bigint not null,
+    started_at timestamptz not null default clock_timestamp(),
+    resume_at timestamptz not null default clock_timestamp(),
+    constraint "one backfill runs at a time" check (one_row)
+);
+
+comment on table builder_score.backfill is 'The walk over everyone that is under way: one row, or none.';
+comment on column builder_score.backfill.one_row is 'Always true: keeps the table at one row.';
+comment on column builder_score.backfill.reason is 'Why everyone was enqueued.';
+comment on column builder_score.backfill.only_ageing is 'True: only accounts that still gain points by age, and whose score is old.';
+comment on column builder_score.backfill.after_user_id is 'The last user seen; the walk goes on behind it.';
+comment on column builder_score.backfill.seen is 'Users seen so far.';
+comment on column builder_score.backfill.estimated_total is 'How many there are, by the planner''s statistics.';
+comment on column builder_score.backfill.started_at is 'When it began.';
+comment on column builder_score.backfill.resume_at is 'When the throttle lets it go on.';
+
+create table builder_score.worker_status (
+    worker text primary key,
+    backend_pid integer,
+    started_at timestamptz,
+    heartbeat_at timestamptz,
+    batches bigint not null default 0,
+    passes bigint not null default 0,
+    recalculated bigint not null default 0,
+    changed bigint not null default 0,
+    failed bigint not null default 0,
+    last_batch_at timestamptz,
+    last_batch_seconds double precision,
+    last_error text,
+    last_error_at timestamptz,
+    constraint "worker must be resident or drain" check (worker in ('resident', 'drain'))
+);
+
+comment on table builder_score.worker_status is 'Heartbeat and totals: of the resident worker (run_worker) and of drain() called by hand.';
+comment on column builder_score.worker_status.worker is 'resident or drain.';
+comment on column builder_score.worker_status.backend_pid is 'Backend of the last run.';
+comment on column builder_score.worker_status.started_at is 'When the last run began.';
+comment on column builder_score.worker_status.heartbeat_at is 'When it last said that it is alive.';
+comment on column builder_score.worker_status.batches is 'Batches so far.';
+comment on column builder_score.worker_status.passes is 'Attempts to score a batch or a part of one; above batches when failures made it split.';
+comment on column builder_score.worker_status.recalculated is 'Recalculations so far.';
+comment on column builder_score.worker_status.changed is 'Of those, scores that changed.';
+comment on column builder_score.worker_status.failed is 'Failures counted against a user so far.';
+comment on column builder_score.worker_status.last_batch_at is 'End of the last batch that had work.';
+comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
+comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
+comment on column builder_score.worker_status.last_error_at is 'When.';
+
+insert into builder_score.worker_status (worker) values ('resident'), ('drain');
+
+create table builder_score.host (
+    one_row boolean primary key default true,
+    host_schema name not null,
+    search_path text not null,
+    score_decimals integer not null default 0,
+    attached_at timestamptz,
+    refreshed_at timestamptz,
+    constraint "host has exactly one row" check (one_row)
+);
+
+comment on table builder_score.host is 'What attach() found: one row.';
+comment on column builder_score.host.one_row is 'Always true: keeps the table at one row.';
+comment on column builder_score.host.host_schema is 'Schema of users, projects and project_collaborators.';
+comment on column builder_score.host.search_path is 'search_path for the one statement that writes users, for the host''s own triggers there.';
+comment on column builder_score.host.score_decimals is 'Decimals that users.builder_score holds: 0 for whole numbers, else 1.';
+comment on column builder_score.host.attached_at is 'When attach() last ran; null when detached.';
+comment on column builder_score.host.refreshed_at is 'When ageing accounts were last enqueued.';
+
+insert into builder_score.host (host_schema, search_path)
+select s.name, format('%I, public', s.name)
+from (select coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public')) as s(name);
+
+-- How one stored value is read. People type these values: nothing that a column can hold may raise.
+-- Standard-conforming bodies, so that names are bound here and the planner can inline them.
+-- reads: nothing          writes: nothing
+
+create function builder_score.is_filled(value text) returns boolean
+language sql immutable parallel safe
+-- White space is Unicode's, not the locale's. A value of 20 MB is not searched (the regular expression
+-- engine would need four times as much memory, and fails above 1 GB): it counts as filled.
+return coalesce(
+    octet_length(value) > 20000000
+        or value ~ '[^\s\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]',
+    false
+);
+
+comment on function builder_score.is_filled(text) is 'True when the text holds more than white space.';
+
+create function builder_score.is_filled(value jsonb) returns boolean
+language sql immutable parallel safe
+return coalesce(jsonb_typeof(value) = 'object' and value <> '{}'::jsonb, false);
+
+comment on function builder_score.is_filled(jsonb) is 'True when the value is a JSON object with at least one key.';
+
+create function builder_score.count_of(value numeric) returns numeric
+language sql immutable parallel safe
+-- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range.
+return case
+    when value > 0 and value < 'Infinity'::numeric then least(value, 1e400)
+    else 0
+end;
+
+comment on function builder_score.count_of(numeric) is 'The value as a count: null, negative, NaN and infinite are 0; nothing is larger than 10^400.';
+
+create function builder_score.count_of(value jsonb) returns numeric
+language sql immutable parallel safe
+return case jsonb_typeof(value)
+    when 'number' then builder_score.count_of(value::numeric)
+    when 'string' then case
+        when octet_length(value #>> '{}') > 10000 or (value #>> '{}') !~ '^[0-9]+(\.[0-9]+)?$' then 0
+        when length(ltrim(split_part(value #>> '{}', '.', 1), '0')) > 400 then 1e400
+        else builder_score.count_of((
+            right(split_part(value #>> '{}', '.', 1), 401) || '.' || left(split_part(value #>> '{}', '.', 2) || '0', 20)
+        )::numeric)
+    end
+    else 0
+end;
+
+comment on function builder_score.count_of(jsonb) is
+    'The value as a count: a JSON number, or text of the form 12 or 12.5; anything else is 0.';
+
+create function builder_score.to_jsonb_or_null(value text) returns jsonb
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    return value::jsonb;
+exception when others then
+    return null;    -- not JSON, or JSON that jsonb cannot hold (\u0000)
+end
+$function$;
+
+comment on function builder_score.to_jsonb_or_null(text) is 'For hosts that keep JSON in a json or text column: the value as jsonb, or null where it is none.';
+
+-- The score: one set-based query over the three host views.
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- writes: nothing
+
+create function builder_score.log10_of_one_plus(n numeric) returns double precision
+language sql immutable parallel safe
+-- double precision ends at 1e308
+return case when n < 1e300 then log10(1 + n::double precision) else log(n)::double precision end;
+
+comment on function builder_score.log10_of_one_plus(numeric) is 'log10(1 + n), for n up to 10^131071.';
+
+create function builder_score.compute(
+    user_ids builder_score.user_id[],
+    as_of timestamptz[],
+    out user_id builder_score.user_id,
+    out shipped numeric,
+    out shipped_points double precision,
+    out vouches numeric,
+    out vouches_points double precision,
+    out impact numeric,
+    out impact_points double precision,
+    out profile numeric,
+    out profile_points double precision,
+    out age numeric,
+    out age_points double precision,
+    out score numeric
+) returns setof record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- writes: nothing
+#variable_conflict use_column
+declare
+    v_shipped constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'shipped');
+    v_confirmed constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'confirmed');
+    v_keys constant text[] := array(select k.key from builder_score.impact_keys as k);
+    f record;
+begin
+    select coalesce(max(s.max_points) filter (where s.signal = 'shipped'), 0) as shipped_max,
+           coalesce(max(s.scale) filter (where s.signal = 'shipped'), 0) as shipped_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'vouches'), 0) as vouches_max,
+           coalesce(max(s.scale) filter (where s.signal = 'vouches'), 0) as vouches_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'impact'), 0) as impact_max,
+           coalesce(max(s.scale) filter (where s.signal = 'impact'), 0) as impact_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'profile'), 0) as profile_max,
+           coalesce(max(s.scale) filter (where s.signal = 'profile'), 0) as profile_scale,
+           coalesce(max(s.max_points) filter (where s.signal = 'age'), 0) as age_max,
+           coalesce(max(s.scale) filter (where s.signal = 'age'), 0) as age_scale
+    into f
+    from builder_score.signals as s;
+
+    -- Each lateral part keeps to one user (limit, aggregate), so the planner cannot turn the batch into a
+    -- scan of a whole host table, whatever its statistics say.
+    return query
+    select p.user_id,
+           p.shipped, p.shipped_points,
+           p.vouches, p.vouches_points,
+           p.impact, p.impact_points,
+           p.profile, p.profile_points,
+           p.age, p.age_points,
+           round(least(greatest(
+               p.shipped_points + p.vouches_points + p.impact_points + p.profile_points + p.age_points,
+               0), 100)::numeric, 6)
+    from (
+        select i.user_id,
+               owned.shipped::numeric as shipped,
+               least(f.shipped_max, f.shipped_scale * ln(owned.shipped + 1) / ln(2)) as shipped_points,
+               vouched.people::numeric as vouches,
+               least(f.vouches_max, f.vouches_scale * ln(vouched.people + 1) / ln(2)) as vouches_points,
+               owned.impact as impact,
+               least(f.impact_max, f.impact_scale * builder_score.log10_of_one_plus(owned.impact)) as impact_points,
+               host.profile::numeric as profile,
+               least(f.profile_max, f.profile_scale * host.profile) as profile_points,
+               host.age_days::numeric as age,
+               least(f.age_max, f.age_scale * host.age_days / 365) as age_points
+        from unnest(user_ids, as_of) as i(user_id, as_of)
+        cross join lateral (
+            select u.profile_filled::double precision / greatest(u.profile_fields, 1) as profile,
+                   case when isfinite(u.created_at)
+                        then greatest(floor((extract(epoch from i.as_of) - extract(epoch from u.created_at)) / 86400), 0)
+                        when u.created_at = '-infinity' then 1e6
+                        else 0
+                   end::double precision as age_days
+            from builder_score.host_users as u
+            where u.id = i.user_id
+            limit 1
+        ) as host
+        cross join lateral (
+            select count(*) filter (where p.status = any(v_shipped))::double precision as shipped,
+                   coalesce(sum(p.github_stars + m.impact), 0) as impact
+            from builder_score.host_projects as p
+            cross join lateral (
+                select coalesce(sum(builder_score.count_of(p.impact_metrics -> k.key)), 0) as impact
+                from unnest(v_keys) as k(key)
+            ) as m
+            where p.owner_id = i.user_id
+        ) as owned
+        cross join lateral (
+            select count(distinct v.person)::double precision as people
+            from (
+                select c.user_id as person
+                from builder_score.host_projects as p
+                join builder_score.host_collaborations as c on c.project_id = p.id
+                where p.owner_id = i.user_id and c.status = any(v_confirmed)
+                union all
+                select p.owner_id
+                from builder_score.host_collaborations as c
+                join builder_score.host_projects as p on p.id = c.project_id
+                where c.user_id = i.user_id and c.status = any(v_confirmed)
+            ) as v
+            where v.person <> i.user_id
+        ) as vouched
+    ) as p;
+end
+$function$;
+
+comment on function builder_score.compute(builder_score.user_id[], timestamptz[]) is
+    'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
+    'with the account''s age taken as of the moment at the same place in as_of.';
+
+create function builder_score.as_stored(score numeric) returns numeric
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: nothing
+    select round(as_stored.score, h.score_decimals) from builder_score.host as h;
+$function$;
+
+comment on function builder_score.as_stored(numeric) is
+    'The score rounded, half away from zero, to what users.builder_score holds.';
+
+-- Why a score is what it is.
+-- reads: what compute() reads          writes: nothing
+
+create function builder_score.unknown_user(user_id builder_score.user_id) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    raise exception 'user "%" does not exist', unknown_user.user_id
+        using errcode = 'no_data_found',
+              detail = 'There is no row with this id in the host''s users table.',
+              hint = 'Check the id; ids are those of users.id.';
+end
+$function$;
+
+comment on function builder_score.unknown_user(builder_score.user_id) is 'Raises the one error for a user who does not exist.';
+
+create function builder_score.explain(user_id builder_score.user_id)
+returns table (signal text, raw numeric, points double precision, max_points double precision)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- writes: nothing
+#variable_conflict use_column
+begin
+    return query
+    select v.signal, v.raw, v.points, coalesce(s.max_points, 0)
+    from builder_score.compute(array[explain.user_id], array[clock_timestamp()]) as c
+    cross join lateral (values
+        (1, 'shipped', c.shipped, c.shipped_points),
+        (2, 'vouches', c.vouches, c.vouches_points),
+        (3, 'impact', c.impact, c.impact_points),
+        (4, 'profile', c.profile, c.profile_points),
+        (5, 'age', c.age, c.age_points)
+    ) as v(place, signal, raw, points)
+    left join builder_score.signals as s on s.signal = v.signal
+    order by v.place;
+    if not found then
+        perform builder_score.unknown_user(explain.user_id);
+    end if;
+end
+$function$;
+
+comment on function builder_score.explain(builder_score.user_id) is
+    'What the score would be now, and why: one row per signal. The points add up to the score before it is rounded.';
+
+-- The trigger functions on the host's tables. They append the ids of their own OLD and NEW rows and read
+-- no host table: whoever must be looked up is named by the project, which the worker turns into people
+-- in one snapshot. attach() creates the triggers; row level functions serve partitioned hosts.
+
+create function builder_score.users_after_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, 'user inserted');
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select n.id, 20, 'user inserted' from new_rows as n;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.users_after_insert() is 'Trigger: a new user gets a first score.';
+
+create function builder_score.users_after_update() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- tg_argv[0]: the reason; the trigger's WHEN has decided that the change matters
+begin
+    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, tg_argv[0]);
+    if old.id is distinct from new.id then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, tg_argv[0]);
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.users_after_update() is 'Trigger: a changed profile, or a score that somebody else wrote.';
+
+create function builder_score.users_after_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, 'user deleted');
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select o.id, 20, 'user deleted' from old_rows as o;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.users_after_delete() is 'Trigger: the worker forgets the user.';
+
+create function builder_score.projects_after_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.projects_after_insert() is 'Trigger: the owner has a new project.';
+
+create function builder_score.projects_after_update() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    -- A null owner must not become a row that names nobody: such a row stands for everyone.
+    if new.owner_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.owner_id, 10, 'project updated');
+    end if;
+    if old.owner_id is distinct from new.owner_id or old.id is distinct from new.id then
+        if old.owner_id is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.owner_id, 10, 'project transferred');
+        end if;
+        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project transferred');
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.projects_after_update() is
+    'Trigger: status, stars, metrics or owner changed; a transfer concerns both owners and the collaborators.';
+
+create function builder_score.projects_after_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.projects_after_delete() is
+    'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes.';
+
+create function builder_score.is_confirmed(status text) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: nothing
+    select exists (
+        select from builder_score.statuses as s where s.meaning = 'confirmed' and s.status = is_confirmed.status
+    );
+$function$;
+
+comment on function builder_score.is_confirmed(text) is 'Whether a collaboration with this status counts.';
+
+create function builder_score.append_collaboration(
+    user_id builder_score.user_id, project_id builder_score.project_id, reason text
+) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+    insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+    select v.user_id, v.project_id, 10, append_collaboration.reason
+    from (values (append_collaboration.user_id, null::builder_score.project_id),
+                 (null::builder_score.user_id, append_collaboration.project_id)) as v(user_id, project_id)
+    where num_nonnulls(v.user_id, v.project_id) = 1;
+$function$;
+
+comment on function builder_score.append_collaboration(builder_score.user_id, builder_score.project_id, text) is
+    'Appends both sides of a collaboration: the user, and the project for its owner.';
+
+create function builder_score.collaborators_after_insert() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        if builder_score.is_confirmed(new.status::text) then
+            perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+        end if;
+    else
+        with confirmed as (
+            select n.user_id, n.project_id
+            from new_rows as n
+            where n.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+        )
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration confirmed'
+        from confirmed as c where c.user_id is not null
+        union all
+        select distinct null::builder_score.user_id, c.project_id, 10, 'collaboration confirmed'
+        from confirmed as c where c.project_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.collaborators_after_insert() is 'Trigger: a collaboration that is confirmed from the start.';
+
+create function builder_score.collaborators_after_update() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: score_recalc_queue
+declare
+    v_was constant boolean := builder_score.is_confirmed(old.status::text);
+    v_is constant boolean := builder_score.is_confirmed(new.status::text);
+    v_moved constant boolean := (old.user_id, old.project_id) is distinct from (new.user_id, new.project_id);
+begin
+    if v_is and (v_moved or not v_was) then
+        perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+    end if;
+    if v_was and (v_moved or not v_is) then
+        perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.collaborators_after_update() is
+    'Trigger: a collaboration becomes confirmed, stops being it, or moves while it is.';
+
+create function builder_score.collaborators_after_delete() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses
+-- writes: score_recalc_queue
+begin
+    if tg_level = 'ROW' then
+        if builder_score.is_confirmed(old.status::text) then
+            perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+        end if;
+    else
+        with confirmed as (
+            select o.user_id, o.project_id
+            from old_rows as o
+            where o.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+        )
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration ended'
+        from confirmed as c where c.user_id is not null
+        union all
+        select distinct null::builder_score.user_id, c.project_id, 10, 'collaboration ended'
+        from confirmed as c where c.project_id is not null;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.collaborators_after_delete() is 'Trigger: a confirmed collaboration is gone.';
+
+create function builder_score.host_truncated() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    perform builder_score.enqueue_everyone(format('truncate: %s', tg_table_name));
+    return null;
+end
+$function$;
+
+comment on function builder_score.host_truncated() is 'Trigger: one row that stands for everyone.';
+
+-- From rows that name a project, or everyone, to rows that name a user.
+-- reads: the host views          writes: score_recalc_queue, backfill
+
+create function builder_score.expand_projects(row_ids bigint[]) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_recalc_queue, host_projects, host_collaborations, statuses
+-- writes: score_recalc_queue
+declare
+    v_count bigint;
+begin
+    -- One statement, so one snapshot: whoever sees the queue row sees the owner and the collaborators of
+    -- that same moment. A transfer that commits later has a queue row of its own.
+    with taken as (
+        delete from builder_score.score_recalc_queue as q
+        where q.id in (
+            select c.id from builder_score.score_recalc_queue as c
+            where c.id = any(expand_projects.row_ids) and c.project_id is not null
+            for update skip locked
+        )
+        returning q.project_id, q.priority, q.reason, q.enqueued_at
+    ),
+    project as (
+        select t.project_id, min(t.priority) as priority, min(t.reason) as reason, min(t.enqueued_at) as enqueued_at
+        from taken as t
+        group by t.project_id
+    )
+    insert into builder_score.score_recalc_queue (user_id, priority, reason, enqueued_at)
+    select c.user_id, min(p.priority), min(p.reason), min(p.enqueued_at)
+    from project as p
+    cross join lateral (
+        select h.owner_id as user_id from builder_score.host_projects as h where h.id = p.project_id
+        union all
+        select k.user_id from builder_score.host_collaborations as k
+        where k.project_id = p.project_id
+          and k.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+    ) as c
+    where c.user_id is not null
+    group by c.user_id;
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$function$;
+
+comment on function builder_score.expand_projects(bigint[]) is
+    'Turns queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many.';
+
+create function builder_score.start_backfill(reason text, only_ageing boolean) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: backfill
+begin
+    insert into builder_score.backfill (reason, only_ageing, estimated_total)
+    select start_backfill.reason, start_backfill.only_ageing, coalesce(sum(greatest(c.reltuples, 0)), 0)
+    from builder_score.host as h
+    join pg_namespace as n on n.nspname = h.host_schema
+    join pg_class as r on r.relnamespace = n.oid and r.relname = 'users'
+    cross join lateral (
+        select r.oid where r.relkind <> 'p'
+        union all
+        select t.relid from pg_partition_tree(r.oid) as t where r.relkind = 'p' and t.isleaf
+    ) as leaf
+    join pg_class as c on c.oid = leaf.oid
+    on conflict (one_row) do nothing;
+    return found;
+end
+$function$;
+
+comment on function builder_score.start_backfill(text, boolean) is
+    'Begins a walk over everyone, or over those whose age still counts. False when one is under way.';
+
+create function builder_score.advance_backfill() returns timestamptz
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_recalc_queue, backfill, host_users, score_state, score_dead_letter, signals, settings
+-- writes: score_recalc_queue, backfill
+-- returns: when the walk may go on; null when none is under way
+declare
+    v_backfill builder_score.backfill;
+    v_settings builder_score.settings;
+    v_chunk integer;
+    v_ids builder_score.user_id[];
+    v_now timestamptz;
+    v_reason text;
+begin
+    -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
+    -- people whom the new row means.
+    if not exists (select from builder_score.backfill) then
+        with taken as (
+            delete from builder_score.score_recalc_queue as q
+            where q.id in (
+                select c.id from builder_score.score_recalc_queue as c
+                where c.user_id is null and c.project_id is null and c.not_before <= clock_timestamp()
+                for update skip locked
+            )
+            returning q.reason
+        )
+        select string_agg(distinct t.reason, ', ') into v_reason from taken as t;
+        if v_reason is not null then
+            perform builder_score.start_backfill(v_reason, false);
+        end if;
+    end if;
+
+    select b.* into v_backfill from builder_score.backfill as b for update skip locked;
+    if not found then
+        return null;
+    end if;
+    v_now := clock_timestamp();
+    if v_backfill.resume_at > v_now then
+        return v_backfill.resume_at;
+    end if;
+
+    select s.* into v_settings from builder_score.settings as s;
+    v_chunk := least(1000, v_settings.backfill_per_second);
+
+    -- People of the host, and people whom only we still know (a truncate leaves no queue row a user).
+    select array_agg(e.id order by e.id) into v_ids
+    from (
+        select k.id
+        from (
+            (select u.id from builder_score.host_users as u
+             where u.id > v_backfill.after_user_id order by u.id limit v_chunk)
+            union
+            (select s.user_id from builder_score.score_state as s
+             where s.user_id > v_backfill.after_user_id order by s.user_id limit v_chunk)
+            union
+            (select d.user_id from builder_score.score_dead_letter as d
+             where d.user_id > v_backfill.after_user_id order by d.user_id limit v_chunk)
+        ) as k(id)
+        where v_backfill.after_user_id is not null
+        union all
+        select k.id
+        from (
+            (select u.id from builder_score.host_users as u order by u.id limit v_chunk)
+            union
+            (select s.user_id from builder_score.score_state as s order by s.user_id limit v_chunk)
+            union
+            (select d.user_id from builder_score.score_dead_letter as d order by d.user_id limit v_chunk)
+        ) as k(id)
+        where v_backfill.after_user_id is null
+        order by id
+        limit v_chunk
+    ) as e;
+
+    if v_ids is null then
+        delete from builder_score.backfill;
+        return v_now;   -- look again at once: another row may have waited for this walk to end
+    end if;
+
+    insert into builder_score.score_recalc_queue (user_id, priority, reason)
+    select e.id, 20, v_backfill.reason
+    from unnest(v_ids) as e(id)
+    where not v_backfill.only_ageing
+       or builder_score.is_ageing(e.id, v_now - v_settings.refresh_after);
+
+    update builder_score.backfill as b
+    set after_user_id = v_ids[cardinality(v_ids)],
+        seen = b.seen + cardinality(v_ids),
+        resume_at = greatest(b.resume_at, v_now - interval '1 second')
+                    + make_interval(secs => cardinality(v_ids)::double precision / v_settings.backfill_per_second)
+    returning b.resume_at into v_now;
+    return v_now;
+end
+$function$;
+
+comment on function builder_score.advance_backfill() is
+    'Starts a walk over everyone where a queue row asks for it, and takes one throttled step of the one under way.';
+
+create function builder_score.is_ageing(user_id builder_score.user_id, computed_before timestamptz) returns boolean
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users, score_state, signals
+-- writes: nothing
+    select exists (
+        select
+        from builder_score.score_state as s
+        join builder_score.host_users as u on u.id = s.user_id
+        join builder_score.signals as g on g.signal = 'age'
+        where s.user_id = is_ageing.user_id
+          and s.computed_at < is_ageing.computed_before
+          and g.max_points > 0
+          and g.scale > 0
+          -- in seconds: a timestamp near the end of its range cannot be added to
+          and extract(epoch from s.computed_at)
+              < extract(epoch from u.created_at) + (ceil(365 * g.max_points / g.scale) * 86400)::numeric
+    );
+$function$;
+
+comment on function builder_score.is_ageing(builder_score.user_id, timestamptz) is
+    'Whether the user''s age still gained points when the score was last computed, and that was before the given moment.';
+
+create function builder_score.refresh_ages() returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: backfill, host
+begin
+    if not builder_score.start_backfill('age', true) then
+        return false;
+    end if;
+    update builder_score.host set refreshed_at = clock_timestamp();
+    return true;
+end
+$function$;
+
+comment on function builder_score.refresh_ages() is
+    'Begins the walk that enqueues, at low priority, accounts younger than the age cap whose score is older than '
+    'settings.refresh_after. The worker calls it once a day. False when another walk is under way.';
+
+-- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
+-- reads: everything          writes: users.builder_score and our own tables
+
+create function builder_score.choose_due(
+    batch_size integer,
+    batch_number bigint,
+    out user_ids builder_score.user_id[],
+    out project_rows bigint[]
+) returns record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_recalc_queue
+-- writes: nothing
+declare
+    v_now constant timestamptz := clock_timestamp();
+    -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
+    -- holds when a batch has fewer than ten places.
+    v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
+begin
+    with due as (
+        select q.*
+        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        cross join lateral (
+            select q.id, q.user_id, q.project_id, q.priority, q.not_before
+            from builder_score.score_recalc_queue as q
+            where q.priority = p.priority
+              and q.not_before <= v_now
+              and (q.user_id is not null or q.project_id is not null)
+            order by q.not_before
+            limit batch_size
+        ) as q
+    ),
+    chosen as (
+        (select * from due order by not_before limit v_oldest)
+        union
+        (select * from due order by priority, not_before limit batch_size - v_oldest)
+    )
+    select coalesce(array_agg(distinct c.user_id) filter (where c.user_id is not null), '{}'),
+           coalesce(array_agg(c.id) filter (where c.project_id is not null), '{}')
+    into choose_due.user_ids, choose_due.project_rows
+    from chosen as c;
+end
+$function$;
+
+comment on function builder_score.choose_due(integer, bigint) is
+    'The due rows a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
+
+create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users
+-- writes: row locks on the host's users
+    select coalesce(array_agg(l.id), '{}')
+    from (
+        select u.id::builder_score.user_id as id
+        from builder_score.host_users as u
+        where u.id = any(lock_users.user_ids)
+        for no key update skip locked
+    ) as l;
+$function$;
+
+comment on function builder_score.lock_users(builder_score.user_id[]) is
+    'Locks those of the users whom nobody else holds, and says whom. Waits for nobody; lets the host insert projects.';
+
+create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: users.builder_score
+declare
+    v_search_path constant text := current_setting('search_path');
+    v_written bigint;
+begin
+    -- The host's own triggers on users may use unqualified names: they get the host's search_path, and this
+    -- one statement, which is analysed under it, names even its operator's schema.
+    perform set_config('builder_score.writing', 'on', true);     -- known to the trigger builder_score_overwritten
+    perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
+    update builder_score.host_users as u
+    set builder_score = w.score
+    from rows from (pg_catalog.unnest(user_ids), pg_catalog.unnest(scores)) as w(id, score)
+    where u.id operator(pg_catalog.=) w.id;
+    get diagnostics v_written = row_count;
+    perform pg_catalog.set_config('search_path', v_search_path, true);
+    perform set_config('builder_score.writing', 'off', true);
+
+    if v_written <> cardinality(user_ids) then
+        raise exception 'users.builder_score was not written for % of % users', cardinality(user_ids) - v_written, cardinality(user_ids)
+            using errcode = 'triggered_action_exception',
+                  detail = 'A trigger, rule or policy of the host''s on users discarded the write.',
+                  hint = 'Let it pass updates of builder_score by the role that owns the schema builder_score.';
+    end if;
+end
+$function$;
+
+comment on function builder_score.write_scores(builder_score.user_id[], numeric[]) is
+    'The one place that writes users.builder_score. The rows are locked by the caller.';
+
+create function builder_score.notify_changed(user_ids builder_score.user_id[], max_ids integer) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: NOTIFY builder_score_changed
+declare
+    v_id text;
+    v_part text := '';
+begin
+    -- A listener that hangs fills the server's queue, and then every COMMIT with a NOTIFY fails. Caches
+    -- have a time to live for such days; scores go on.
+    if pg_notification_queue_usage() > 0.9 then
+        return;
+    end if;
+    if cardinality(user_ids) > max_ids then
+        perform pg_notify('builder_score_changed', '{"all": true}');
+        return;
+    end if;
+    -- A payload ends at 7,999 bytes.
+    foreach v_id in array user_ids loop
+        if octet_length(v_part) + octet_length(to_json(v_id)::text) + 20 > 7999 then
+            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
+            v_part := '';
+        end if;
+        v_part := v_part || case when v_part = '' then '' else ', ' end || to_json(v_id)::text;
+    end loop;
+    if v_part <> '' then
+        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
+    end if;
+end
+$function$;
+
+comment on function builder_score.notify_changed(builder_score.user_id[], integer) is
+    'Tells listeners whose scores changed: {"user_ids": ["…"]}, in as many messages as it takes, or {"all": true}.';
+
+create function builder_score.score_users(
+    user_ids builder_score.user_id[],
+    row_ids bigint[],
+    out recalculated integer,
+    out changed integer
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: host views, formula, score_state, settings
+-- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
+-- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_stamp constant text := builder_score.formula_stamp();
+    v_ids builder_score.user_id[];
+    v_scores numeric[];
+    v_changed_ids builder_score.user_id[];
+    v_changed_scores numeric[];
+begin
+    select array_agg(c.user_id), array_agg(c.stored),
+           coalesce(array_agg(c.user_id) filter (where c.differs), '{}'),
+           coalesce(array_agg(c.stored) filter (where c.differs), '{}')
+    into v_ids, v_scores, v_changed_ids, v_changed_scores
+    from (
+        select k.user_id, r.stored, u.builder_score::numeric is distinct from r.stored as differs
+        from builder_score.compute(score_users.user_ids, array_fill(v_now, array[cardinality(score_users.user_ids)])) as k
+        cross join lateral (select round(k.score, h.score_decimals) as stored from builder_score.host as h) as r
+        cross join lateral (select x.builder_score from builder_score.host_users as x where x.id = k.user_id limit 1) as u
+    ) as c;
+    recalculated := coalesce(cardinality(v_ids), 0);
+    changed := cardinality(v_changed_ids);
+
+    -- An unchanged score is never written: the index on it would make every write a non-HOT update.
+    if changed > 0 then
+        perform builder_score.write_scores(v_changed_ids, v_changed_scores);
+        perform builder_score.notify_changed(v_changed_ids, (select s.notify_max_ids from builder_score.settings as s));
+    end if;
+
+    insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp)
+    select w.user_id, w.score, v_now, v_stamp
+    from unnest(v_ids, v_scores) as w(user_id, score)
+    on conflict (user_id) do update
+    set score = excluded.score,
+        previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
+        computed_at = excluded.computed_at,
+        formula_stamp = excluded.formula_stamp,
+        attempts = 0,
+        retry_at = null,
+        first_failed_at = null;
+
+    delete from builder_score.score_dead_letter as d where d.user_id = any(v_ids);
+    delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
+end
+$function$;
+
+comment on function builder_score.score_users(builder_score.user_id[], bigint[]) is
+    'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows.';
+
+-- When a batch cannot take a user now, or cannot score one.
+-- reads: settings, score_state          writes: score_recalc_queue, score_state, score_dead_letter
+
+create function builder_score.is_users_fault(sqlstate text) returns boolean
+language sql immutable parallel safe
+-- 40 serialization and deadlock, 53 resources, 55 locks and object state, 57 operator intervention
+return left(sqlstate, 2) not in ('40', '53', '55', '57');
+
+comment on function builder_score.is_users_fault(text) is
+    'Whether an error with this SQLSTATE counts as a failed attempt of the user it struck.';
+
+create function builder_score.retry_delay(attempts integer) returns interval
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+-- Doubling stops at 2^40, before interval arithmetic overflows. The jitter (0.8 to 1.2) is too small to make
+-- a later delay shorter than an earlier one.
+    select least(s.retry_cap, s.retry_base * power(2, least(retry_delay.attempts - 1, 40)) * (0.8 + 0.4 * random()))
+    from builder_score.settings as s;
+$function$;
+
+comment on function builder_score.retry_delay(integer) is
+    'Wait after that many failures in a row: exponential from settings.retry_base, jittered, capped by settings.retry_cap.';
+
+create function builder_score.defer_held_rows(row_users builder_score.user_id[], due timestamptz[], row_ids bigint[])
+returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- The three arrays are parallel: a queue row, its user, and when that user is due. The caller holds the
+-- users' row locks, so no other worker is about to delete these rows and they may be coalesced into one.
+begin
+    with seen as (
+        select r.user_id, r.due, r.row_id, min(r.row_id) over (partition by r.user_id) as keep_id
+        from unnest(row_users, due, row_ids) as r(user_id, due, row_id)
+    ),
+    dropped as (
+        delete from builder_score.score_recalc_queue as q
+        using seen as s
+        where q.id = s.row_id and s.row_id <> s.keep_id
+        returning s.keep_id, q.priority
+    ),
+    kept as (
+        select s.keep_id, s.due, min(d.priority) as priority
+        from seen as s
+        left join dropped as d on d.keep_id = s.keep_id
+        where s.row_id = s.keep_id
+        group by s.keep_id, s.due
+    )
+    update builder_score.score_recalc_queue as q
+    set not_before = k.due,
+        priority = least(q.priority, k.priority)
+    from kept as k
+    where q.id = k.keep_id;
+end
+$function$;
+
+comment on function builder_score.defer_held_rows(builder_score.user_id[], timestamptz[], bigint[]) is
+    'Coalesces the queue rows of each user whom the caller has locked into one, due at the given moment.';
+
+create function builder_score.defer_blocked_users(user_ids builder_score.user_id[]) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- Somebody else holds these users. If it is a worker, it is about to delete rows that it has seen, by id:
+-- so ids stay as they are, and rows that it already holds are skipped, not waited for.
+    update builder_score.score_recalc_queue as q
+    set not_before = clock_timestamp() + interval '1 second'
+    where q.id in (
+        select c.id
+        from builder_score.score_recalc_queue as c
+        where c.user_id = any(defer_blocked_users.user_ids)
+          and c.not_before <= clock_timestamp() + interval '1 second'
+        for update skip locked
+    );
+$function$;
+
+comment on function builder_score.defer_blocked_users(builder_score.user_id[]) is
+    'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them.';
+
+create function builder_score.forget_users(user_ids builder_score.user_id[]) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_state, score_dead_letter
+-- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds.
+    delete from builder_score.score_state as s
+    where s.user_id in (
+        select c.user_id from builder_score.score_state as c
+        where c.user_id = any(forget_users.user_ids) for update skip locked
+    );
+    delete from builder_score.score_dead_letter as d
+    where d.user_id in (
+        select c.user_id from builder_score.score_dead_letter as c
+        where c.user_id = any(forget_users.user_ids) for update skip locked
+    );
+$function$;
+
+comment on function builder_score.forget_users(builder_score.user_id[]) is 'Removes what we remember of users who no longer exist.';
+
+create function builder_score.delete_queue_rows(row_ids bigint[]) returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+    delete from builder_score.score_recalc_queue as q
+    where q.id in (
+        select c.id from builder_score.score_recalc_queue as c
+        where c.id = any(delete_queue_rows.row_ids) for update skip locked
+    );
+$function$;
+
+comment on function builder_score.delete_queue_rows(bigint[]) is
+    'Deletes those of the rows that nobody else holds: for users no lock protects, because they are gone.';
+
+create function builder_score.record_failure(
+    user_id builder_score.user_id, row_ids bigint[], error_code text, message text
+) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: score_state, score_dead_letter, score_recalc_queue
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_state builder_score.score_state;
+    v_due timestamptz;
+begin
+    if not builder_score.is_users_fault(error_code) then
+        -- at least a second, and not everybody at once
+        v_due := v_now + make_interval(secs => 1 + random());
+    else
+        insert into builder_score.score_state as s (user_id, attempts, first_failed_at)
+        values (record_failure.user_id, 1, v_now)
+        on conflict (user_id) do update
+        set attempts = s.attempts + 1,
+            first_failed_at = coalesce(s.first_failed_at, v_now)
+        returning s.* into v_state;
+
+        if v_state.attempts >= (select s.max_attempts from builder_score.settings as s) then
+            insert into builder_score.score_dead_letter as d
+                (user_id, attempts, sqlstate, message, first_failed_at, last_failed_at)
+            values (record_failure.user_id, v_state.attempts, error_code, record_failure.message, v_state.first_failed_at, v_now)
+            on conflict (user_id) do update
+            set attempts = excluded.attempts,
+                sqlstate = excluded.sqlstate,
+                message = excluded.message,
+                first_failed_at = least(d.first_failed_at, excluded.first_failed_at),
+                last_failed_at = excluded.last_failed_at;
+            update builder_score.score_state as s
+            set attempts = 0, retry_at = null, first_failed_at = null
+            where s.user_id = record_failure.user_id;
+            delete from builder_score.score_recalc_queue as q where q.id = any(record_failure.row_ids);
+            return;
+        end if;
+
+        v_due := v_now + builder_score.retry_delay(v_state.attempts);
+        update builder_score.score_state as s set retry_at = v_due where s.user_id = record_failure.user_id;
+    end if;
+
+    perform builder_score.defer_held_rows(
+        array_fill(record_failure.user_id, array[cardinality(row_ids)]),
+        array_fill(v_due, array[cardinality(row_ids)]),
+        row_ids
+    );
+end
+$function$;
+
+comment on function builder_score.record_failure(builder_score.user_id, bigint[], text, text) is
+    'After a failure of one user, whom the caller has locked: counts the attempt and backs off, or gives the user up '
+    'as a dead letter. Errors that are not the user''s only put the rows off.';
+
+create function builder_score.score_or_split(
+    user_ids builder_score.user_id[],
+    row_ids bigint[],
+    row_users builder_score.user_id[],
+    out recalculated integer,
+    out changed integer,
+    out failed integer,
+    out passes integer,
+    out last_error text
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: what score_users() reads
+-- writes: what score_users() and record_failure() write
+-- row_ids and row_users are parallel: the queue rows seen, and whose they are.
+declare
+    v_code text;
+    v_message text;
+    v_half integer;
+    v_users builder_score.user_id[];
+    v_rows bigint[];
+    v_row_users builder_score.user_id[];
+    v_part record;
+begin
+    passes := 1;
+    failed := 0;
+    begin
+        select s.recalculated, s.changed into recalculated, changed
+        from builder_score.score_users(user_ids, row_ids) as s;
+        return;
+    exception when others then
+        get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
+    end;
+
+    recalculated := 0;
+    changed := 0;
+    last_error := format('%s: %s', v_code, v_message);
+    if cardinality(user_ids) = 1 then
+        failed := builder_score.is_users_fault(v_code)::integer;
+        perform builder_score.record_failure(user_ids[1], row_ids, v_code, v_message);
+        return;
+    end if;
+
+    v_half := cardinality(user_ids) / 2;
+    for v_users in
+        select user_ids[:v_half] union all select user_ids[v_half + 1:]
+    loop
+        select coalesce(array_agg(r.row_id), '{}'), coalesce(array_agg(r.user_id), '{}')
+        into v_rows, v_row_users
+        from unnest(row_ids, row_users) as r(row_id, user_id)
+        join unnest(v_users) as u(user_id) on u.user_id = r.user_id;
+
+        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users) as s;
+        recalculated := recalculated + v_part.recalculated;
+        changed := changed + v_part.changed;
+        failed := failed + v_part.failed;
+        passes := passes + v_part.passes;
+        last_error := coalesce(v_part.last_error, last_error);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[]) is
+    'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written.';
+
+-- The order of a batch (the invariants are in docs/reliability.md).
+-- reads: everything          writes: users.builder_score and our own tables
+
+create function builder_score.run_batch(
+    worker text default 'drain',
+    out chosen integer,
+    out recalculated integer,
+    out changed integer,
+    out failed integer,
+    out resume_at timestamptz
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: settings, score_recalc_queue, score_state, host views
+-- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
+-- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one
+declare
+    v_began constant timestamptz := clock_timestamp();
+    v_settings builder_score.settings;
+    v_number bigint;
+    v_due record;
+    v_locked builder_score.user_id[];
+    v_seen record;
+    v_scored record;
+    v_error text;
+    v_passes integer := 0;
+begin
+    select s.* into strict v_settings from builder_score.settings as s;
+    perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
+    -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
+    perform set_config('synchronous_commit', 'off', true);
+    select w.batches into strict v_number from builder_score.worker_status as w where w.worker = run_batch.worker;
+
+    chosen := 0;
+    recalculated := 0;
+    changed := 0;
+    failed := 0;
+
+    <<protected>>
+    begin
+        -- (a) choose
+        select c.* into v_due from builder_score.choose_due(v_settings.batch_size, v_number) as c;
+        chosen := cardinality(v_due.user_ids) + cardinality(v_due.project_rows);
+        if cardinality(v_due.project_rows) > 0 then
+            perform builder_score.expand_projects(v_due.project_rows);
+        end if;
+        resume_at := builder_score.advance_backfill();
+        if cardinality(v_due.user_ids) = 0 then
+            exit protected;
+        end if;
+
+        -- (b) lock, waiting for nobody
+        v_locked := builder_score.lock_users(v_due.user_ids);
+
+        -- (c) re-read, in a new statement, whose snapshot is later than every lock
+        with candidate as (
+            select c.user_id,
+                   l.user_id is not null as locked,
+                   exists (select from builder_score.host_users as u where u.id = c.user_id) as present,
+                   greatest(
+                       q.not_before,
+                       case when not q.forced then s.computed_at + v_settings.debounce_window end,
+                       s.retry_at
+                   ) as due,
+                   q.row_ids
+            from unnest(v_due.user_ids) as c(user_id)
+            left join unnest(v_locked) as l(user_id) on l.user_id = c.user_id
+            left join builder_score.score_state as s on s.user_id = c.user_id
+            cross join lateral (
+                select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
+                from builder_score.score_recalc_queue as r
+                where r.user_id = c.user_id
+            ) as q
+            where q.row_ids is not null
+        ),
+        fate as (
+            select c.*,
+                   case when not c.present then 'gone'
+                        when not c.locked then 'blocked'
+                        when c.due > clock_timestamp() then 'early'
+                        else 'ready' end as fate
+            from candidate as c
+        ),
+        by_row as (
+            select f.fate, f.user_id, f.due, r.row_id
+            from fate as f cross join lateral unnest(f.row_ids) as r(row_id)
+        ),
+        rows_of as (
+            select coalesce(array_agg(b.row_id) filter (where b.fate = 'ready'), '{}') as ready_rows,
+                   coalesce(array_agg(b.user_id) filter (where b.fate = 'ready'), '{}') as ready_row_users,
+                   coalesce(array_agg(b.row_id) filter (where b.fate = 'early'), '{}') as early_rows,
+                   coalesce(array_agg(b.user_id) filter (where b.fate = 'early'), '{}') as early_row_users,
+                   coalesce(array_agg(b.due) filter (where b.fate = 'early'), '{}') as early_due,
+                   coalesce(array_agg(b.row_id) filter (where b.fate = 'gone'), '{}') as gone_rows
+            from by_row as b
+        )
+        select r.*,
+               array(select f.user_id from fate as f where f.fate = 'ready') as ready,
+               array(select f.user_id from fate as f where f.fate = 'blocked') as blocked,
+               array(select f.user_id from fate as f where f.fate = 'gone') as gone
+        into v_seen
+        from rows_of as r;
+
+        -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
+        if cardinality(v_seen.ready) > 0 then
+            select s.* into v_scored
+            from builder_score.score_or_split(v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users) as s;
+            recalculated := v_scored.recalculated;
+            changed := v_scored.changed;
+            failed := v_scored.failed;
+            v_passes := v_scored.passes;
+            v_error := v_scored.last_error;
+        end if;
+
+        -- (g) Who could not be taken. Rows of users whom we hold may make us wait for another worker that is
+        -- putting them off; so what waits for nobody comes last, and no two workers wait for each other.
+        if cardinality(v_seen.early_rows) > 0 then
+            perform builder_score.defer_held_rows(v_seen.early_row_users, v_seen.early_due, v_seen.early_rows);
+        end if;
+        if cardinality(v_seen.gone) > 0 then
+            perform builder_score.forget_users(v_seen.gone);
+            perform builder_score.delete_queue_rows(v_seen.gone_rows);
+        end if;
+        if cardinality(v_seen.blocked) > 0 then
+            perform builder_score.defer_blocked_users(v_seen.blocked);
+        end if;
+    exception when others then
+        -- A lock on a whole table, a full disk: nobody's fault, nothing done; look again after a nap.
+        if builder_score.is_users_fault(sqlstate) then
+            raise;
+        end if;
+        chosen := 0;
+        recalculated := 0;
+        changed := 0;
+        failed := 0;
+        resume_at := null;
+        v_error := format('%s: %s', sqlstate, sqlerrm);
+    end protected;
+
+    if chosen > 0 or v_error is not null then
+        update builder_score.worker_status as w
+        set backend_pid = pg_backend_pid(),
+            heartbeat_at = clock_timestamp(),
+            batches = w.batches + 1,
+            passes = w.passes + v_passes,
+            recalculated = w.recalculated + run_batch.recalculated,
+            changed = w.changed + run_batch.changed,
+            failed = w.failed + run_batch.failed,
+            last_batch_at = clock_timestamp(),
+            last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
+            last_error = coalesce(v_error, w.last_error),
+            last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
+        where w.worker = run_batch.worker;
+    end if;
+end
+$function$;
+
+comment on function builder_score.run_batch(text) is
+    'One batch: choose due users, lock, re-read, compute, write, delete the rows seen. The caller commits.';
+
+-- The loops around a batch. Procedures that commit cannot pin a search_path, so every name here is qualified
+-- and everything that uses an operator is a function that can.
+-- reads: settings, host          writes: worker_status, and what run_batch() writes
+
+create function builder_score.begin_run(worker text) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: worker_status
+-- returns: false when paused
+begin
+    if (select s.paused from builder_score.settings as s) then
+        raise notice 'builder_score is paused: nothing is processed'
+            using detail = coalesce((select 'Reason: ' || s.paused_reason from builder_score.settings as s), 'No reason was given.'),
+                  hint = 'UPDATE builder_score.settings SET paused = false;';
+        return false;
+    end if;
+    perform set_config('synchronous_commit', 'off', true);
+    update builder_score.worker_status as w
+    set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp()
+    where w.worker = begin_run.worker;
+    return true;
+end
+$function$;
+
+comment on function builder_score.begin_run(text) is 'Notes that a worker starts. False when paused.';
+
+create function builder_score.beat(worker text, every interval default '5 seconds') returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: worker_status
+-- writes: worker_status
+begin
+    if exists (
+        select from builder_score.worker_status as w
+        where w.worker = beat.worker and w.heartbeat_at > clock_timestamp() - beat.every
+    ) then
+        return;     -- an idle worker writes now and then, not at every look
+    end if;
+    perform set_config('synchronous_commit', 'off', true);
+    update builder_score.worker_status as w
+    set heartbeat_at = clock_timestamp(), backend_pid = pg_backend_pid()
+    where w.worker = beat.worker;
+end
+$function$;
+
+comment on function builder_score.beat(text, interval) is 'Heartbeat of a worker that found nothing to do.';
+
+create function builder_score.may_go_on() returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings, host
+-- writes: nothing
+begin
+    return (select not s.paused from builder_score.settings as s)
+       and (select h.attached_at is not null from builder_score.host as h);
+end
+$function$;
+
+comment on function builder_score.may_go_on() is 'The stop flag that a running worker looks at each round: paused, or detached.';
+
+create function builder_score.nap_seconds(idle_rounds integer, resume_at timestamptz) returns double precision
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+-- 20 ms after work, then half as long again each round, up to poll_interval (a second at most: a sleeping
+-- backend holds back vacuum). A throttled backfill is woken for.
+    select greatest(0.001, least(
+        extract(epoch from s.poll_interval),
+        0.02 * power(1.5, least(idle_rounds, 20)),
+        case when resume_at is not null then greatest(0, extract(epoch from resume_at - clock_timestamp())) end
+    ))
+    from builder_score.settings as s;
+$function$;
+
+comment on function builder_score.nap_seconds(integer, timestamptz) is 'How long a worker that found nothing sleeps.';
+
+create function builder_score.run_deadline(max_runtime interval) returns timestamptz
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_deadline timestamptz;
+    v_timeout constant interval := current_setting('statement_timeout')::interval;
+begin
+    if max_runtime < interval '0 seconds' then
+        raise exception 'max_runtime % is negative', max_runtime
+            using errcode = 'invalid_parameter_value',
+                  detail = 'Expected an interval of zero or more, or null for "until the next minute".',
+                  hint = 'CALL builder_score.run_worker(''55 seconds'');';
+    end if;
+    -- A scheduler that starts a run each minute queues the next tick while this run is still going and starts
+    -- it the moment this one ends. Ending just before the tick would leave a gap of seconds.
+    v_deadline := coalesce(
+        v_now + max_runtime,
+        date_trunc('minute', v_now) + interval '1 minute 0.2 seconds'
+    );
+    -- statement_timeout covers the whole CALL, whatever it commits: leave before it strikes.
+    if v_timeout > interval '0 seconds' then
+        v_deadline := least(v_deadline, v_now + v_timeout * 0.8);
+    end if;
+    return v_deadline;
+end
+$function$;
+
+comment on function builder_score.run_deadline(interval) is
+    'When a run ends: after max_runtime, or, when that is null, 0.2 s into the next minute, but before statement_timeout.';
+
+create function builder_score.housekeeping() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: host, backfill
+begin
+    if (select h.refreshed_at is null or h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
+        perform builder_score.refresh_ages();
+    end if;
+end
+$function$;
+
+comment on function builder_score.housekeeping() is 'Once a day: begin the walk that refreshes ageing accounts.';
+
+create function builder_score.purge_job_runs(keep interval default '7 days') returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job (pg_cron, where it is)
+-- writes: cron.job_run_details: our own job's rows only
+-- The caller is the job's role: pg_cron shows each role its own jobs.
+declare
+    v_count bigint;
+begin
+    if to_regclass('cron.job_run_details') is null then
+        return 0;
+    end if;
+    execute $purge$
+        delete from cron.job_run_details as d
+        using cron.job as j
+        where d.jobid = j.jobid
+          and j.jobname like 'builder-score-worker%'
+          and j.database = current_database()
+          and d.end_time < clock_timestamp() - $1
+    $purge$ using keep;
+    get diagnostics v_count = row_count;
+    return v_count;
+exception when insufficient_privilege then
+    return 0;   -- a worker that pg_cron did not start
+end
+$function$;
+
+comment on function builder_score.purge_job_runs(interval) is
+    'pg_cron keeps a row of every run for ever: removes those of our own job that are older than keep.';
+
+create procedure builder_score.drain()
+language plpgsql
+as $procedure$
+-- reads: what run_batch() reads
+-- writes: what run_batch() writes
+declare
+    v_batch record;
+begin
+    -- Ends the transaction of the call itself, which may be at any isolation level. In a transaction block of
+    -- the caller's this raises 2D000, before anything was done.
+    commit;
+    set transaction isolation level read committed, read write;
+    if not builder_score.begin_run('drain') then
+        return;
+    end if;
+    commit;
+    loop
+        set transaction isolation level read committed, read write;
+        if not builder_score.may_go_on() then
+            return;
+        end if;
+        v_batch := builder_score.run_batch('drain');
+        commit;
+        if v_batch.chosen operator(pg_catalog.=) 0 then
+            exit when v_batch.resume_at is null;
+            perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));
+            commit;
+        end if;
+    end loop;
+end
+$procedure$;
+
+comment on procedure builder_score.drain() is
+    'Process what is due now, a backfill that is under way included, one commit a batch, and return. CALL it outside a transaction block.';
+
+create procedure builder_score.run_worker(max_runtime interval default null)
+language plpgsql
+as $procedure$
+-- reads: what run_batch() reads
+-- writes: what run_batch() writes
+declare
+    v_deadline timestamptz;
+    v_batch record;
+    v_idle integer;
+    v_tries integer;
+begin
+    commit;
+    set transaction isolation level read committed, read write;
+    v_deadline := builder_score.run_deadline(max_runtime);
+
+    -- One resident worker at a time. The run that holds the lock may be about to end (it outlives the minute
+    -- by 0.2 s), so a second's patience; then leave quietly.
+    v_tries := 0;
+    while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
+        v_tries := v_tries operator(pg_catalog.+) 1;
+        if v_tries operator(pg_catalog.>) 40 then
+            return;
+        end if;
+        commit;
+        perform pg_catalog.pg_sleep(0.05);
+        commit;
+        set transaction isolation level read committed, read write;
+    end loop;
+
+    if not builder_score.begin_run('resident') then
+        perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+        return;
+    end if;
+    perform builder_score.housekeeping();
+    commit;
+    perform builder_score.purge_job_runs();
+    commit;
+
+    v_idle := 0;
+    loop
+        set transaction isolation level read committed, read write;
+        -- Uninstalled while we slept: there is nothing left to call.
+        exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+        exit when not builder_score.may_go_on();
+        v_batch := builder_score.run_batch('resident');
+        commit;
+        exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline;
+        if v_batch.chosen operator(pg_catalog.>) 0 then
+            v_idle := 0;
+        else
+            set transaction isolation level read committed, read write;
+            exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+            perform builder_score.beat('resident');
+            commit;
+            perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
+            commit;
+            v_idle := v_idle operator(pg_catalog.+) 1;
+        end if;
+    end loop;
+    perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+end
+$procedure$;
+
+comment on procedure builder_score.run_worker(interval) is
+    'The resident worker: drain, nap, drain again, until max_runtime (null: 0.2 s into the next minute, for pg_cron). '
+    'Leaves quietly when another one runs, when paused, and when uninstalled.';
+
+-- For services and operators: one score now, whether stored scores are right, and how everything is.
+-- reads: host views and our own tables          writes: users.builder_score, and what score_users() writes
+
+create function builder_score.recalculate(user_id builder_score.user_id) returns numeric
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host views, score_recalc_queue
+-- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
+#variable_conflict use_column
+declare
+    v_row_ids bigint[];
+begin
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception 'recalculate() cannot run at isolation level %', current_setting('transaction_isolation')
+            using errcode = 'active_sql_transaction',
+                  detail = 'Expected read committed: under an older snapshot the score could be written from data that is no longer true.',
+                  hint = format('SELECT builder_score.enqueue(%L, 0); the worker then computes it at once, past the debounce.', recalculate.user_id);
+    end if;
+    perform from builder_score.host_users as u where u.id = recalculate.user_id for no key update;
+    if not found then
+        perform builder_score.unknown_user(recalculate.user_id);
+    end if;
+    -- in a new statement, later than the lock: exactly these rows are answered by this recalculation
+    select coalesce(array_agg(q.id), '{}') into v_row_ids
+    from builder_score.score_recalc_queue as q
+    where q.user_id = recalculate.user_id;
+    perform builder_score.score_users(array[recalculate.user_id], v_row_ids);
+    return (select s.score from builder_score.score_state as s where s.user_id = recalculate.user_id);
+end
+$function$;
+
+comment on function builder_score.recalculate(builder_score.user_id) is
+    'Compute and write one score now, past the debounce, and open a new window. Returns the score. '
+    'May wait for whoever holds the user''s row. Needs read committed.';
+
+create function builder_score.find_user(name text) returns builder_score.user_id
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users
+-- writes: nothing
+declare
+    v_id builder_score.user_id;
+begin
+    begin
+        select u.id into v_id from builder_score.host_users as u where u.id = find_user.name::builder_score.user_id;
+    exception when data_exception then
+        v_id := null;   -- not of the form of an id
+    end;
+    if v_id is null then
+        select u.id into v_id from builder_score.host_users as u where u.username = find_user.name order by u.id limit 1;
+    end if;
+    return v_id;
+end
+$function$;
+
+comment on function builder_score.find_user(text) is 'The user with this id, else with this username; null where there is none.';
+
+create function builder_score.is_pending(user_id builder_score.user_id) returns boolean
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_recalc_queue, backfill, host_projects, host_collaborations
+-- writes: nothing
+    select exists (select from builder_score.score_recalc_queue as q where q.user_id = is_pending.user_id)
+        or exists (select from builder_score.backfill as b where not b.only_ageing)
+        or exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
+        or exists (
+            select
+            from builder_score.score_recalc_queue as q
+            where q.project_id is not null
+              and (exists (select from builder_score.host_projects as p
+                           where p.id = q.project_id and p.owner_id = is_pending.user_id)
+                   or exists (select from builder_score.host_collaborations as c
+                              where c.project_id = q.project_id and c.user_id = is_pending.user_id))
+        );
+$function$;
+
+comment on function builder_score.is_pending(builder_score.user_id) is
+    'Whether a visible queue row, by user, project or everyone, will have this user recalculated.';
+
+create function builder_score.verify(user_ids builder_score.user_id[] default null)
+returns table (
+    user_id builder_score.user_id,
+    stored numeric,
+    computed numeric,
+    computed_at timestamptz,
+    standing text
+)
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: host views, formula, score_state, score_recalc_queue, score_dead_letter, backfill, host
+-- writes: nothing
+#variable_conflict use_column
+declare
+    v_ids builder_score.user_id[] := verify.user_ids;
+    v_after builder_score.user_id;
+begin
+    loop
+        if verify.user_ids is null then
+            -- everyone, a thousand at a time: memory stays small
+            if v_after is null then
+                v_ids := array(select u.id from builder_score.host_users as u order by u.id limit 1000);
+            else
+                v_ids := array(select u.id from builder_score.host_users as u where u.id > v_after order by u.id limit 1000);
+            end if;
+        end if;
+
+        return query
+        select c.user_id, c.stored, c.computed, c.computed_at,
+               case when builder_score.is_pending(c.user_id) then 'pending'
+                    when exists (select from builder_score.score_dead_letter as d where d.user_id = c.user_id) then 'dead letter'
+                    else 'wrong' end
+        from (
+            select k.user_id, u.builder_score::numeric as stored, r.computed, s.computed_at
+            from builder_score.compute(v_ids, array(
+                select coalesce(s.computed_at, now())
+                from unnest(v_ids) with ordinality as i(user_id, place)
+                left join builder_score.score_state as s on s.user_id = i.user_id
+                order by i.place
+            )) as k
+            cross join lateral (select round(k.score, h.score_decimals) as computed from builder_score.host as h) as r
+            cross join lateral (select x.builder_score from builder_score.host_users as x where x.id = k.user_id limit 1) as u
+            left join builder_score.score_state as s on s.user_id = k.user_id
+        ) as c
+        where c.stored is distinct from c.computed;
+
+        exit when verify.user_ids is not null or cardinality(v_ids) < 1000;
+        v_after := v_ids[1000];
+    end loop;
+end
+$function$;
+
+comment on function builder_score.verify(builder_score.user_id[]) is
+    'The users (null: of all) whose stored score is not what compute says, age taken as of computed_at. standing: '
+    'pending (something is queued that will mend it), dead letter, or wrong. Locks nothing; works on a standby.';
+
+create function builder_score.scheduler() returns text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job (pg_cron, where it is), worker_status
+-- writes: nothing
+declare
+    v_scheduled boolean := false;
+begin
+    if to_regclass('cron.job') is not null then
+        begin
+            execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
+            into v_scheduled;
+        exception when insufficient_privilege then
+            v_scheduled := false;
+        end;
+    end if;
+    if v_scheduled then
+        return 'pg_cron';
+    end if;
+    if exists (
+        select from builder_score.worker_status as w
+        where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute'
+    ) then
+        return 'worker';
+    end if;
+    return 'none';
+end
+$function$;
+
+comment on function builder_score.scheduler() is
+    'What drives the worker: pg_cron (an active job that the caller may see), worker (somebody else keeps the heartbeat going) or none.';
+
+create view builder_score.health as
+select q.queue_depth,
+       q.due_now,
+       q.oldest_due_age,
+       (select count(*) from builder_score.score_dead_letter) as dead_letters,
+       (select count(*) from builder_score.score_state where retry_at is not null) as retrying,
+       w.started_at as last_run_at,
+       clock_timestamp() - w.heartbeat_at as heartbeat_age,
+       builder_score.scheduler() as scheduler,
+       s.paused,
+       s.paused_reason,
+       h.attached_at is not null as attached,
+       b.seen as backfill_seen,
+       b.estimated_total as backfill_total,
+       t.batches,
+       t.recalculated,
+       t.changed,
+       t.failed,
+       t.last_batch_at,
+       w.last_error,
+       w.last_error_at
+from builder_score.settings as s
+cross join builder_score.host as h
+cross join (
+    select count(*) as queue_depth,
+           count(*) filter (where not_before <= clock_timestamp()) as due_now,
+           clock_timestamp() - min(not_before) filter (where not_before <= clock_timestamp()) as oldest_due_age
+    from builder_score.score_recalc_queue
+) as q
+cross join (
+    select sum(batches)::bigint as batches,
+           sum(recalculated)::bigint as recalculated,
+           sum(changed)::bigint as changed,
+           sum(failed)::bigint as failed,
+           max(last_batch_at) as last_batch_at
+    from builder_score.worker_status
+) as t
+left join builder_score.worker_status as w on w.worker = 'resident'
+left join builder_score.backfill as b on true;
+
+comment on view builder_score.health is 'How the queue and its worker are: one row.';
+comment on column builder_score.health.queue_depth is 'Rows in score_recalc_queue.';
+comment on column builder_score.health.due_now is 'Of those, rows that could be taken now.';
+comment on column builder_score.health.oldest_due_age is 'How long the oldest of these has been due.';
+comment on column builder_score.health.dead_letters is 'Users given up after settings.max_attempts failures.';
+comment on column builder_score.health.retrying is 'Users in backoff.';
+comment on column builder_score.health.last_run_at is 'When the resident worker''s last run began.';
+comment on column builder_score.health.heartbeat_age is 'Time since it last said that it is alive; about 5 s when idle.';
+comment on column builder_score.health.scheduler is 'pg_cron, worker or none.';
+comment on column builder_score.health.paused is 'Whether workers are told to leave.';
+comment on column builder_score.health.paused_reason is 'Why.';
+comment on column builder_score.health.attached is 'Whether triggers and views are in place.';
+comment on column builder_score.health.backfill_seen is 'Users that the walk over everyone has seen; null when none is under way.';
+comment on column builder_score.health.backfill_total is 'How many there are, by the planner''s statistics.';
+comment on column builder_score.health.batches is 'Batches so far.';
+comment on column builder_score.health.recalculated is 'Recalculations so far.';
+comment on column builder_score.health.changed is 'Of those, scores that changed.';
+comment on column builder_score.health.failed is 'Failures counted against a user so far.';
+comment on column builder_score.health.last_batch_at is 'End of the last batch that had work.';
+comment on column builder_score.health.last_error is 'Last failure of a batch, with its SQLSTATE.';
+comment on column builder_score.health.last_error_at is 'When.';
+
+-- Onto the host's tables and off them again. All SECURITY INVOKER: the caller owns the host's tables.
+-- reads: pg_catalog          writes: host views, triggers, policies and grants on the host's tables
+-- locks on host tables: SHARE ROW EXCLUSIVE (attach), ACCESS EXCLUSIVE (detach), both for milliseconds
+
+create function builder_score.owner_role() returns name
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select pg_get_userbyid(n.nspowner) from pg_namespace as n where n.nspname = 'builder_score';
+$function$;
+
+comment on function builder_score.owner_role() is 'The role that owns this schema: its triggers and worker functions run with its rights.';
+
+create function builder_score.host_table(table_name name) returns regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select to_regclass(format('%I.%I', h.host_schema, host_table.table_name)) from builder_score.host as h;
+$function$;
+
+comment on function builder_score.host_table(name) is 'One of the host''s three tables, in the schema given at install; null where it is missing.';
+
+create function builder_score.host_column_type(table_name name, column_name name) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    with recursive base(type_id) as (
+        select a.atttypid
+        from pg_attribute as a
+        where a.attrelid = builder_score.host_table(host_column_type.table_name)
+          and a.attname = host_column_type.column_name
+          and not a.attisdropped
+        union all
+        select t.typbasetype from base as b join pg_type as t on t.oid = b.type_id where t.typtype = 'd'
+    )
+    select format_type(b.type_id, null) from base as b join pg_type as t on t.oid = b.type_id where t.typtype <> 'd';
+$function$;
+
+comment on function builder_score.host_column_type(name, name) is 'Type of a host column, domains resolved; null where there is no such column.';
+
+create function builder_score.require_host() returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    v_missing text;
+begin
+    select string_agg(format('%s.%s', c.table_name, c.column_name), ', ')
+    into v_missing
+    from (values ('users'::name, 'id'::name), ('users', 'builder_score'), ('projects', 'id'), ('projects', 'owner_id'), ('projects', 'status'),
+                 ('project_collaborators', 'project_id'), ('project_collaborators', 'user_id'), ('project_collaborators', 'status'))
+         as c(table_name, column_name)
+    where builder_score.host_column_type(c.table_name, c.column_name) is null;
+    if v_missing is not null then
+        raise exception 'the host''s schema "%" lacks %', (select h.host_schema from builder_score.host as h), v_missing
+            using errcode = 'undefined_column',
+                  detail = 'Expected users (id, builder_score), projects (id, owner_id, status) and project_collaborators (project_id, user_id, status).',
+                  hint = 'Add what is missing, then SELECT * FROM builder_score.attach();';
+    end if;
+    if builder_score.host_column_type('users', 'builder_score') not in
+       ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
+        raise exception 'users.builder_score has type %', builder_score.host_column_type('users', 'builder_score')
+            using errcode = 'datatype_mismatch',
+                  detail = 'Expected smallint, integer, bigint, real, double precision or numeric.',
+                  hint = 'Change the column''s type, or rename it: migrate then adds one of its own.';
+    end if;
+end
+$function$;
+
+comment on function builder_score.require_host() is 'Raises when the host''s tables lack something that the views need.';
+
+create function builder_score.define_host_views() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: the views host_users, host_projects, host_collaborations
+declare
+    v_owner constant name := builder_score.owner_role();
+    v_field text;
+    v_type text;
+    v_filled text[] := array[]::text[];
+    v_created_at text;
+    v_stars text;
+    v_metrics text;
+    v_view text;
+begin
+    foreach v_field in array array['avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links'] loop
+        v_type := builder_score.host_column_type('users', v_field::name);
+        if v_type is not null then
+            v_filled := array_append(v_filled, case
+                when v_field <> 'contact_links' then format('builder_score.is_filled(u.%I::text)::integer', v_field)
+                when v_type = 'jsonb' then format('builder_score.is_filled(u.%I::jsonb)::integer', v_field)
+                when v_type = 'json' then format($expression$coalesce(json_typeof(u.%1$I::json) = 'object' and u.%1$I::text !~ '^\s*\{\s*\}\s*$', false)::integer$expression$, v_field)
+                else format('builder_score.is_filled(builder_score.to_jsonb_or_null(u.%I::text))::integer', v_field)
+            end);
+        end if;
+    end loop;
+
+    v_created_at := case builder_score.host_column_type('users', 'created_at')
+        when 'timestamp with time zone' then 'u.created_at'
+        when 'timestamp without time zone' then $expression$u.created_at at time zone 'UTC'$expression$
+        when 'date' then $expression$u.created_at::timestamp at time zone 'UTC'$expression$
+        else 'null'
+    end;
+
+    v_type := builder_score.host_column_type('projects', 'github_stars');
+    v_stars := case
+        when v_type is null then '0'
+        when v_type in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
+        else 'builder_score.count_of(to_jsonb(p.github_stars))'
+    end;
+
+    v_type := builder_score.host_column_type('projects', 'impact_metrics');
+    v_metrics := case
+        when v_type is null then 'null'
+        when v_type = 'jsonb' then 'p.impact_metrics'
+        else 'builder_score.to_jsonb_or_null(p.impact_metrics::text)'
+    end;
+
+    drop view if exists builder_score.host_users, builder_score.host_projects, builder_score.host_collaborations;
+
+    execute format(
+        'create view builder_score.host_users as
+         select u.id, (%s)::text as username, u.builder_score, (%s)::timestamptz as created_at,
+                %s as profile_filled, %s as profile_fields
+         from %s as u',
+        case when builder_score.host_column_type('users', 'username') is null then 'null' else 'u.username' end,
+        v_created_at, coalesce(nullif(array_to_string(v_filled, ' + '), ''), '0'), cardinality(v_filled),
+        builder_score.host_table('users'));
+    execute format(
+        'create view builder_score.host_projects as
+         select p.id, p.owner_id, p.status::text as status, (%s)::numeric as github_stars, (%s)::jsonb as impact_metrics from %s as p',
+        v_stars, v_metrics, builder_score.host_table('projects'));
+    execute format(
+        'create view builder_score.host_collaborations as
+         select c.project_id, c.user_id, c.status::text as status from %s as c',
+        builder_score.host_table('project_collaborators'));
+
+    foreach v_view in array array['host_users', 'host_projects', 'host_collaborations'] loop
+        execute format('alter view builder_score.%I owner to %I', v_view, v_owner);
+        if v_owner = 'builder_score_owner' then
+            execute format('grant select on builder_score.%I to builder_score_operator', v_view);
+        end if;
+    end loop;
+
+    comment on view builder_score.host_users is 'The host''s users as the score sees them. Made by attach().';
+    comment on column builder_score.host_users.id is 'users.id.';
+    comment on column builder_score.host_users.username is 'The name people know the user by; null where the host has none.';
+    comment on column builder_score.host_users.builder_score is 'The one host column that we write.';
+    comment on column builder_score.host_users.created_at is 'Sign-up; a naive timestamp is UTC; null where the host has none.';
+    comment on column builder_score.host_users.profile_filled is 'How many of the profile fields are filled.';
+    comment on column builder_score.host_users.profile_fields is 'How many profile fields the host has.';
+    comment on view builder_score.host_projects is 'The host''s projects as the score sees them. Made by attach().';
+    comment on column builder_score.host_projects.id is 'projects.id.';
+    comment on column builder_score.host_projects.owner_id is 'The user who owns the project.';
+    comment on column builder_score.host_projects.status is 'The status, as text.';
+    comment on column builder_score.host_projects.github_stars is 'Stars as a count.';
+    comment on column builder_score.host_projects.impact_metrics is 'The metrics people typed; null where the host has none.';
+    comment on view builder_score.host_collaborations is 'The host''s project_collaborators as the score sees them. Made by attach().';
+    comment on column builder_score.host_collaborations.project_id is 'The project.';
+    comment on column builder_score.host_collaborations.user_id is 'The collaborator.';
+    comment on column builder_score.host_collaborations.status is 'The status, as text.';
+end
+$function$;
+
+comment on function builder_score.define_host_views() is 'Part of attach(): the only place that knows the host''s column names.';
+
+create function builder_score.changed_condition(table_name name, column_names name[]) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    -- json and xml have no equality: their text is compared
+    select string_agg(
+        case when builder_score.host_column_type(changed_condition.table_name, c.name) in ('json', 'xml')
+             then format('old.%1$I::text is distinct from new.%1$I::text', c.name)
+             else format('old.%1$I is distinct from new.%1$I', c.name) end,
+        ' or ' order by c.place)
+    from unnest(column_names) with ordinality as c(name, place)
+    where builder_score.host_column_type(changed_condition.table_name, c.name) is not null;
+$function$;
+
+comment on function builder_score.changed_condition(name, name[]) is 'Part of attach(): a trigger''s WHEN, over those of the columns that the host has.';
+
+create function builder_score.define_triggers() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: triggers on the host's tables
+declare
+    v_table name;
+    v_regclass regclass;
+    v_function text;
+    v_partitioned boolean;
+    v_trigger record;
+begin
+    foreach v_table in array array['users', 'projects', 'project_collaborators']::name[] loop
+        v_regclass := builder_score.host_table(v_table);
+        v_function := case v_table when 'project_collaborators' then 'collaborators' else v_table end;
+        -- Statement triggers on a partitioned table miss what is written to a partition directly.
+        v_partitioned := (select c.relkind = 'p' from pg_class as c where c.oid = v_regclass);
+
+        for v_trigger in
+            select t.*
+            from (values
+                ('insert', v_table, 'insert', case when v_partitioned then 'for each row' else 'referencing new table as new_rows for each statement' end,
+                 null, v_function || '_after_insert()', 'Appends the new rows'' people to the queue.'),
+                ('delete', v_table, 'delete', case when v_partitioned then 'for each row' else 'referencing old table as old_rows for each statement' end,
+                 null, v_function || '_after_delete()', 'Appends the deleted rows'' people to the queue.'),
+                ('truncate', v_table, 'truncate', 'for each statement',
+                 null, 'host_truncated()', 'Appends one row that stands for everyone.'),
+                ('profile', 'users', 'update', 'for each row',
+                 builder_score.changed_condition('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']),
+                 'users_after_update(''profile changed'')', 'Appends the user when a profile field or created_at really changes.'),
+                ('overwritten', 'users', 'update', 'for each row',
+                 format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from ''on'')', builder_score.owner_role()),
+                 'users_after_update(''score overwritten'')', 'Appends the user when anyone but our writer writes builder_score.'),
+                ('update', 'projects', 'update', 'for each row',
+                 builder_score.changed_condition('projects', array['id', 'owner_id', 'status', 'github_stars', 'impact_metrics']),
+                 'projects_after_update()', 'Appends the owner, or both owners and the project, when something that counts really changes.'),
+                ('update', 'project_collaborators', 'update', 'for each row',
+                 builder_score.changed_condition('project_collaborators', array['project_id', 'user_id', 'status']),
+                 'collaborators_after_update()', 'Appends both sides when a collaboration is confirmed, ends, or moves.')
+            ) as t(name, table_name, event, level, condition, function_call, comment)
+            where t.table_name = v_table
+        loop
+            execute format('drop trigger if exists %I on %s', 'builder_score_' || v_trigger.name, v_regclass);
+            execute format('create trigger %I after %s on %s %s %s execute function builder_score.%s',
+                'builder_score_' || v_trigger.name, v_trigger.event, v_regclass, v_trigger.level,
+                case when v_trigger.condition is not null then format('when (%s)', v_trigger.condition) else '' end,
+                v_trigger.function_call);
+            execute format('comment on trigger %I on %s is %L', 'builder_score_' || v_trigger.name, v_regclass, v_trigger.comment);
+        end loop;
+    end loop;
+end
+$function$;
+
+comment on function builder_score.define_triggers() is 'Part of attach(): the triggers on the host''s three tables, all named builder_score_….';
+
+create function builder_score.define_access() returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: grants and policies on the host's tables, for the owner role alone
+declare
+    v_owner constant name := builder_score.owner_role();
+    v_host record;
+    v_restrictive text;
+begin
+    for v_host in
+        select c.oid::regclass as name, c.relname, c.relrowsecurity, c.relnamespace::regnamespace as schema_name, p.rolname as table_owner
+        from unnest(array['users', 'projects', 'project_collaborators']::name[]) as t(name)
+        join pg_class as c on c.oid = builder_score.host_table(t.name)
+        join pg_roles as p on p.oid = c.relowner
+    loop
+        if v_owner <> v_host.table_owner then
+            if not has_schema_privilege(v_owner, v_host.schema_name::oid, 'usage') then
+                execute format('grant usage on schema %s to %I', v_host.schema_name, v_owner);
+            end if;
+            execute format('grant select on %s to %I', v_host.name, v_owner);
+            if v_host.relname = 'users' then
+                execute format('grant update (builder_score) on %s to %I', v_host.name, v_owner);
+            end if;
+        end if;
+
+        if v_host.relrowsecurity and not (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner) then
+            select string_agg(format('%I', p.polname), ', ')
+            into v_restrictive
+            from pg_policy as p
+            where p.polrelid = v_host.name
+              and not p.polpermissive
+              and p.polcmd in ('*', 'r', 'w')
+              and exists (select from unnest(p.polroles) as r(oid) where r.oid = 0 or pg_has_role(v_owner, r.oid, 'member'));
+            if v_restrictive is not null then
+                raise exception 'restrictive policy % on % applies to %', v_restrictive, v_host.name, v_owner
+                    using errcode = 'object_not_in_prerequisite_state',
+                          detail = 'Scores would be computed from the rows that the policy lets through, and silently be too low.',
+                          hint = format('ALTER POLICY … ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', v_host.name, v_owner);
+            end if;
+            execute format('drop policy if exists builder_score_read on %s', v_host.name);
+            execute format('create policy builder_score_read on %s for select to %I using (true)', v_host.name, v_owner);
+            execute format('comment on policy builder_score_read on %s is %L', v_host.name, 'Scores count every row.');
+            if v_host.relname = 'users' then
+                execute format('drop policy if exists builder_score_write on %s', v_host.name);
+                execute format('create policy builder_score_write on %s for update to %I using (true) with check (true)', v_host.name, v_owner);
+                execute format('comment on policy builder_score_write on %s is %L', v_host.name, 'The worker locks users and writes builder_score.');
+            end if;
+            return next format('policy for %I on %s', v_owner, v_host.name);
+        end if;
+    end loop;
+end
+$function$;
+
+comment on function builder_score.define_access() is 'Part of attach(): what the owner role needs on the host''s tables, and a permissive policy where row level security is on.';
+
+create function builder_score.trial_write() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users
+-- writes: users.builder_score of one user, for an instant: the caller rolls it back
+declare
+    v_user record;
+begin
+    select u.id, coalesce(u.builder_score::numeric, 0) as score into v_user
+    from builder_score.host_users as u
+    limit 1
+    for no key update skip locked;
+    if found then
+        perform builder_score.write_scores(array[v_user.id::builder_score.user_id], array[case when v_user.score = 100 then 99 else 100 end]::numeric[]);
+    end if;
+end
+$function$;
+
+comment on function builder_score.trial_write() is 'Writes one score, to see whether the host''s own triggers on users let us; the caller rolls back.';
+
+create function builder_score.try_write() returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_users
+-- writes: nothing that stays
+-- returns: null when it works, else what is in the way and what mends it
+declare
+    v_message text;
+    v_object text[];
+begin
+    begin
+        perform builder_score.trial_write();
+        raise exception using errcode = 'BS000';     -- undo it
+    exception
+        when sqlstate 'BS000' then
+            return null;
+        when others then
+            get stacked diagnostics v_message = message_text;
+    end;
+    v_object := regexp_match(v_message, '^permission denied for (table|sequence|schema|function) (\S+)$');
+    if v_object is not null then
+        return format('a trial write to users failed: %s (a trigger of the host''s on users); mend it with: GRANT %s ON %s %s TO %I;',
+            v_message,
+            case v_object[1] when 'table' then 'SELECT, INSERT, UPDATE' when 'function' then 'EXECUTE' else 'USAGE' end,
+            v_object[1], v_object[2], builder_score.owner_role());
+    end if;
+    return format('a trial write to users failed: %s', v_message);
+end
+$function$;
+
+comment on function builder_score.try_write() is 'Tries one write in a rolled-back subtransaction. Null when it works, else what mends it.';
+
+create function builder_score.attach(host_search_path text default current_setting('search_path')) returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
+as $function$
+-- reads: pg_catalog, host_users
+-- writes: host views, triggers, policies and grants on the host's tables, host, score_recalc_queue
+declare
+    v_trouble text;
+    v_type text;
+begin
+    perform builder_score.require_host();
+
+    v_type := builder_score.host_column_type('users', 'builder_score');
+    update builder_score.host as h
+    set search_path = concat_ws(', ', quote_ident(h.host_schema), nullif(attach.host_search_path, '')),
+        score_decimals = case
+            when v_type in ('smallint', 'integer', 'bigint') then 0
+            -- numeric(p, 0): its typmod keeps the scale in the low 11 bits
+            when v_type = 'numeric' and exists (
+                select from pg_attribute as a
+                where a.attrelid = builder_score.host_table('users') and a.attname = 'builder_score'
+                  and a.atttypmod >= 4 and ((a.atttypmod - 4) & 2047) = 0) then 0
+            else 1 end,
+        attached_at = clock_timestamp();
+
+    perform builder_score.define_host_views();
+    return next 'views builder_score.host_users, host_projects, host_collaborations';
+    return query select * from builder_score.define_access();
+    perform builder_score.define_triggers();
+    return next format('triggers builder_score_… on %s, %s, %s', builder_score.host_table('users'),
+        builder_score.host_table('projects'), builder_score.host_table('project_collaborators'));
+
+    v_trouble := builder_score.try_write();
+    if v_trouble is not null then
+        raise warning '%', v_trouble;
+        return next v_trouble;
+    end if;
+
+    if exists (select from builder_score.host_users) then
+        perform builder_score.enqueue_everyone('attach');
+        return next 'everyone is enqueued';
+    end if;
+end
+$function$;
+
+comment on function builder_score.attach(text) is
+    '(Re)creates the views, triggers, grants and policies on the host''s tables from the columns it finds, tries one write, and '
+    'enqueues everyone. Idempotent; returns what it did. The caller owns the host''s tables. The argument is the '
+    'search_path for the host''s own triggers on users.';
+
+create function builder_score.detach() returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
+as $function$
+-- reads: pg_catalog
+-- writes: removes host views, and our triggers, policies and grants on the host's tables; host
+declare
+    v_owner constant name := builder_score.owner_role();
+    v_object record;
+    v_count integer := 0;
+begin
+    for v_object in
+        select t.tgname, t.tgrelid::regclass as host_table
+        from pg_trigger as t
+        join unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
+            on t.tgrelid = builder_score.host_table(n.name)
+        where t.tgname like 'builder\_score\_%' and not t.tgisinternal
+    loop
+        execute format('drop trigger %I on %s', v_object.tgname, v_object.host_table);
+        v_count := v_count + 1;
+    end loop;
+    return next format('%s triggers removed', v_count);
+
+    for v_object in
+        select p.polname, p.polrelid::regclass as host_table
+        from pg_policy as p
+        join unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
+            on p.polrelid = builder_score.host_table(n.name)
+        where p.polname in ('builder_score_read', 'builder_score_write')
+    loop
+        execute format('drop policy %I on %s', v_object.polname, v_object.host_table);
+        return next format('policy %I on %s removed', v_object.polname, v_object.host_table);
+    end loop;
+
+    drop view if exists builder_score.host_users, builder_score.host_projects, builder_score.host_collaborations;
+    return next 'views removed';
+
+    for v_object in
+        select c.oid::regclass as host_table, c.relname, c.relnamespace::regnamespace as schema_name
+        from unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
+        join pg_class as c on c.oid = builder_score.host_table(n.name)
+        where pg_get_userbyid(c.relowner) <> v_owner
+    loop
+        execute format('revoke select on %s from %I', v_object.host_table, v_owner);
+        if v_object.relname = 'users' and builder_score.host_column_type('users', 'builder_score') is not null then
+            execute format('revoke update (builder_score) on %s from %I', v_object.host_table, v_owner);
+        end if;
+        if exists (
+            select from pg_namespace as n cross join lateral aclexplode(n.nspacl) as a
+            where n.oid = v_object.schema_name and a.grantee = v_owner::text::regrole
+        ) then
+            execute format('revoke usage on schema %s from %I', v_object.schema_name, v_owner);
+        end if;
+    end loop;
+
+    update builder_score.host set attached_at = null;
+end
+$function$;
+
+comment on function builder_score.detach() is
+    'Removes the views, and our triggers, policies and grants on the host''s tables; the queue and all scores stay. Returns what it did.';
+
+-- The indexes on the host's tables that the score needs and the host may lack.
+-- reads: pg_catalog, host_additions          writes: nothing; the statements it returns do
+
+create function builder_score.needed_indexes()
+returns table (table_name name, index_name name, key_columns name[], key_definition text, comment text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    values
+        ('users'::name, 'idx_users_builder_score'::name, array['builder_score', 'id']::name[], '(builder_score desc, id desc)',
+         'Leaderboards: keyset pages by (builder_score, id).'),
+        ('projects', 'idx_projects_owner_id', array['owner_id'], '(owner_id)', 'The projects of one owner.'),
+        ('project_collaborators', 'idx_project_collaborators_project_id', array['project_id'], '(project_id)', 'The collaborators of one project.'),
+        ('project_collaborators', 'idx_project_collaborators_user_id', array['user_id'], '(user_id)', 'The collaborations of one user.');
+$function$;
+
+comment on function builder_score.needed_indexes() is 'What we need an index on, and its name where the host has none.';
+
+create function builder_score.has_index(host_table regclass, key_columns name[]) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    -- valid, whole, a btree that begins with these columns, all in one direction
+    select exists (
+        select
+        from pg_index as i
+        join pg_class as c on c.oid = i.indexrelid
+        join pg_am as m on m.oid = c.relam and m.amname = 'btree'
+        where i.indrelid = has_index.host_table
+          and i.indisvalid
+          and i.indpred is null
+          and i.indnkeyatts >= cardinality(key_columns)
+          and key_columns = array(
+              select a.attname
+              from generate_series(0, cardinality(key_columns) - 1) as k(place)
+              join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place]
+              order by k.place)
+          and (cardinality(key_columns) = 1
+               or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3))
+                   from generate_series(0, cardinality(key_columns) - 1) as k(place)))
+    );
+$function$;
+
+comment on function builder_score.has_index(regclass, name[]) is 'Whether the table has a usable index that begins with these columns, under whatever name.';
+
+create function builder_score.missing_index_statements() returns setof text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog, host_additions
+-- writes: nothing
+-- Each statement is to be run on its own, outside a transaction block; a run that was interrupted is
+-- completed by asking again. What we add is noted before it is made, so that uninstall always finds it.
+declare
+    v_index record;
+    v_part record;
+    v_name text;
+    v_ours boolean;
+begin
+    for v_index in
+        select n.*, builder_score.host_table(n.table_name) as host_table, h.host_schema, c.relkind
+        from builder_score.needed_indexes() as n
+        cross join builder_score.host as h
+        join pg_class as c on c.oid = builder_score.host_table(n.table_name)
+    loop
+        v_name := format('%I.%I', v_index.host_schema, v_index.index_name);
+        v_ours := exists (
+            select from builder_score.host_additions as a
+            where a.kind = 'index' and a.schema_name = v_index.host_schema and a.object_name = v_index.index_name
+        );
+        if builder_score.has_index(v_index.host_table, v_index.key_columns) then
+            if v_ours and obj_description(to_regclass(v_name), 'pg_class') is null then
+                return next format('comment on index %s is %L', v_name, v_index.comment);
+            end if;
+            continue;
+        end if;
+        if to_regclass(v_name) is not null and not v_ours then
+            raise exception 'the name % is taken', v_name
+                using errcode = 'duplicate_table',
+                      detail = format('An index on %s %s is needed, and what has this name is not a usable one.', v_index.host_table, v_index.key_definition),
+                      hint = 'Rename or drop it (an INVALID index is left by an interrupted CREATE INDEX CONCURRENTLY), then migrate again.';
+        end if;
+        return next format('insert into builder_score.host_additions (kind, schema_name, table_name, object_name) values (%L, %L, %L, %L) on conflict do nothing',
+            'index', v_index.host_schema, v_index.table_name, v_index.index_name);
+
+        if v_index.relkind <> 'p' then
+            if to_regclass(v_name) is not null then
+                return next format('drop index concurrently %s', v_name);
+            end if;
+            return next format('create index concurrently %I on %s %s', v_index.index_name, v_index.host_table, v_index.key_definition);
+        else
+            -- concurrently on each partition, then joined to an empty shell on the parent
+            if to_regclass(v_name) is null then
+                return next format('create index %I on only %s %s', v_index.index_name, v_index.host_table, v_index.key_definition);
+            end if;
+            for v_part in
+                select t.relid::regclass as part, t.parentrelid, t.isleaf, t.level, n.nspname,
+                       left(v_index.index_name, 50) || '_' || t.relid as index_name,
+                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid end as parent_index,
+                       pn.nspname as parent_schema
+                from pg_partition_tree(v_index.host_table) as t
+                join pg_class as c on c.oid = t.relid
+                join pg_namespace as n on n.oid = c.relnamespace
+                join pg_class as pc on pc.oid = t.parentrelid
+                join pg_namespace as pn on pn.oid = pc.relnamespace
+                where t.level > 0
+                order by t.level desc
+            loop
+                if v_part.isleaf then
+                    if exists (select from pg_index as i
+                               where i.indexrelid = to_regclass(format('%I.%I', v_part.nspname, v_part.index_name)) and not i.indisvalid) then
+                        return next format('drop index concurrently %I.%I', v_part.nspname, v_part.index_name);
+                    end if;
+                    return next format('create index concurrently if not exists %I on %s %s', v_part.index_name, v_part.part, v_index.key_definition);
+                else
+                    return next format('create index if not exists %I on only %s %s', v_part.index_name, v_part.part, v_index.key_definition);
+                end if;
+            end loop;
+            for v_part in
+                select n.nspname, left(v_index.index_name, 50) || '_' || t.relid as index_name,
+                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid end as parent_index,
+                       pn.nspname as parent_schema
+                from pg_partition_tree(v_index.host_table) as t
+                join pg_class as c on c.oid = t.relid
+                join pg_namespace as n on n.oid = c.relnamespace
+                join pg_class as pc on pc.oid = t.parentrelid
+                join pg_namespace as pn on pn.oid = pc.relnamespace
+                where t.level > 0
+                order by t.level desc
+            loop
+                return next format('alter index %I.%I attach partition %I.%I', v_part.parent_schema, v_part.parent_index, v_part.nspname, v_part.index_name);
+            end loop;
+        end if;
+        return next format('comment on index %s is %L', v_name, v_index.comment);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.missing_index_statements() is
+    'The statements that build, concurrently, the indexes the host lacks. None when all are there.';
+
+-- The pg_cron job. SECURITY INVOKER: the job runs as whoever schedules it.
+-- reads: pg_catalog, cron.job          writes: cron.job, host_additions
+
+create function builder_score.schedule() returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_extension, pg_settings
+-- writes: cron.job, host_additions
+declare
+    v_preloaded constant boolean := coalesce(current_setting('shared_preload_libraries', true), '') ~ '\mpg_cron\M';
+    v_database constant text := coalesce(current_setting('cron.database_name', true), 'postgres');
+    v_why text;
+begin
+    if not exists (select from pg_extension where extname = 'pg_cron') then
+        if not exists (select from pg_available_extensions where name = 'pg_cron') then
+            v_why := 'pg_cron is not installed on this server';
+        elsif not v_preloaded then
+            v_why := 'pg_cron is installed, but shared_preload_libraries does not name it';
+        elsif v_database <> current_database() then
+            v_why := format('pg_cron works in database "%s" (cron.database_name), not in "%s"', v_database, current_database());
+        else
+            begin
+                create extension pg_cron;
+                insert into builder_score.host_additions (kind, schema_name, table_name, object_name)
+                values ('extension', 'pg_catalog', 'pg_cron', 'pg_cron');
+                return next 'extension pg_cron';
+            exception when insufficient_privilege then
+                v_why := format('%s may not create the extension pg_cron (a superuser: CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO %I;)', current_user, current_user);
+            end;
+        end if;
+    end if;
+
+    if v_why is null then
+        begin
+            -- cron.schedule() with a name is idempotent for one role.
+            execute 'select cron.schedule($1, $2, $3)' using 'builder-score-worker', '* * * * *', 'call builder_score.run_worker()';
+            -- After a crash the minute's tick may be a minute away; this one comes with the server.
+            execute 'select cron.schedule($1, $2, $3)' using 'builder-score-worker-at-start', '@reboot', 'call builder_score.run_worker()';
+            return next format('pg_cron job builder-score-worker, as %s', current_user);
+            if current_setting('statement_timeout')::interval > interval '0 seconds' then
+                raise warning 'statement_timeout is % for %: the worker leaves before it strikes, and pauses until the next minute', current_setting('statement_timeout'), current_user
+                    using hint = format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = 0;', current_user, current_database());
+            end if;
+            return;
+        exception when insufficient_privilege then
+            v_why := format('%s may not use pg_cron (a superuser: GRANT USAGE ON SCHEMA cron TO %I;)', current_user, current_user);
+        end;
+    end if;
+
+    return next format('no pg_cron job: %s; keep `pyscore worker` running instead, or put it right and SELECT * FROM builder_score.schedule();', v_why);
+end
+$function$;
+
+comment on function builder_score.schedule() is
+    'Creates the pg_cron job builder-score-worker, or says why it cannot and what runs instead. Idempotent. The job runs as the caller.';
+
+create function builder_score.unschedule() returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job, host_additions
+-- writes: cron.job, host_additions
+declare
+    v_job record;
+    v_others boolean;
+begin
+    if to_regclass('cron.job') is null then
+        return;
+    end if;
+    -- By id: another role's job cannot be named, not even by a superuser.
+    for v_job in execute
+        'select jobid, jobname from cron.job where jobname like ''builder-score-worker%'' and database = current_database()'
+    loop
+        execute 'select cron.unschedule($1::bigint)' using v_job.jobid;
+        return next format('pg_cron job %s removed', v_job.jobname);
+    end loop;
+
+    if exists (select from builder_score.host_additions where kind = 'extension' and object_name = 'pg_cron') then
+        execute 'select exists (select from cron.job)' into v_others;
+        if v_others then
+            return next 'extension pg_cron is kept: it has other jobs';
+        else
+            drop extension pg_cron;
+            return next 'extension pg_cron removed';
+        end if;
+        delete from builder_score.host_additions where kind = 'extension' and object_name = 'pg_cron';
+    end if;
+end
+$function$;
+
+comment on function builder_score.unschedule() is
+    'Removes our pg_cron jobs in this database, and the extension if we created it and nobody else uses it. A running worker stops by its own flag.';
+
+-- Nothing is for everyone. The operator may look, recompute, pause and retry.
+-- reads: pg_roles          writes: privileges in this schema
+
+revoke all on all routines in schema builder_score from public;
+revoke usage on domain builder_score.user_id from public;
+revoke usage on domain builder_score.project_id from public;
+
+do $grants$
+begin
+    if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') <> 'builder_score_owner' then
+        return;     -- the installer could not create roles
+    end if;
+    grant usage on schema builder_score to builder_score_operator;
+    grant usage on domain builder_score.user_id, builder_score.project_id to builder_score_operator;
+    grant select on
+        builder_score.backfill,
+        builder_score.health,
+        builder_score.host,
+        builder_score.host_additions,
+        builder_score.impact_keys,
+        builder_score.score_dead_letter,
+        builder_score.score_recalc_queue,
+        builder_score.score_state,
+        builder_score.settings,
+        builder_score.signals,
+        builder_score.statuses,
+        builder_score.worker_status
+    to builder_score_operator;
+    grant update (paused, paused_reason) on builder_score.settings to builder_score_operator;
+    grant delete on builder_score.score_dead_letter to builder_score_operator;
+    grant execute on function
+        builder_score.enqueue(builder_score.user_id, integer, text),
+        builder_score.enqueue_everyone(text),
+        builder_score.recalculate(builder_score.user_id),
+        builder_score.explain(builder_score.user_id),
+        builder_score.verify(builder_score.user_id[]),
+        builder_score.find_user(text),
+        builder_score.is_pending(builder_score.user_id),
+        builder_score.unknown_user(builder_score.user_id),
+        builder_score.scheduler(),
+        builder_score.begin_run(text),
+        builder_score.may_go_on(),
+        builder_score.run_batch(text),
+        builder_score.beat(text, interval),
+        builder_score.nap_seconds(integer, timestamptz),
+        builder_score.run_deadline(interval),
+        builder_score.housekeeping(),
+        builder_score.purge_job_runs(interval)
+    to builder_score_operator;
+    grant execute on procedure builder_score.drain(), builder_score.run_worker(interval) to builder_score_operator;
+end
+$grants$;
+
+-- The schema's owner has made everything; what follows is the installer's again.
+reset role;

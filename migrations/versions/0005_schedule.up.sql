@@ -1,0 +1,8 @@
+set local lock_timeout = '0.5s';
+set local statement_timeout = 0;
+
+-- The pg_cron job, where pg_cron is.
+-- reads: pg_catalog          writes: cron.job
+-- locks on host tables: none
+
+select scheduled from builder_score.schedule() as s(scheduled);

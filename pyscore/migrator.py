@@ -1,0 +1,105 @@
+"""Brings a database up and down, from an installed wheel as from a checkout."""
+
+from typing import Any, TextIO
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+from pyscore import __version__, address
+from pyscore.errors import PyscoreError
+from pyscore.locations import MIGRATIONS
+
+
+def upgrade(dsn: str | None = None, *, lock_wait: float = 600.0) -> None:
+    """Bring a database to the newest revision; does nothing where it is there already.
+
+    Args:
+        dsn: As for `pyscore.address.resolve`.
+        lock_wait: Seconds to keep trying while tables are busy or another migration runs.
+
+    Raises:
+        PyscoreError: What the server or the database's state objects to, with what to do.
+    """
+    conninfo = address.resolve(dsn)
+    _refuse_newer_schema(conninfo)
+    _run(command.upgrade, conninfo, "head", lock_wait)
+
+
+def downgrade(dsn: str | None = None, *, lock_wait: float = 600.0) -> None:
+    """Take everything out of a database again.
+
+    Args:
+        dsn: As for `pyscore.address.resolve`.
+        lock_wait: Seconds to keep trying while tables are busy or another migration runs.
+
+    Raises:
+        PyscoreError: What the server or the database's state objects to, with what to do.
+    """
+    conninfo = address.resolve(dsn)
+    _refuse_newer_schema(conninfo)
+    _run(command.downgrade, conninfo, "base", lock_wait)
+
+
+def upgrade_script(output: TextIO) -> None:
+    """Write the psql script that does what `upgrade` does to a database without our schema."""
+    command.upgrade(_config(output), "head", sql=True)
+
+
+def downgrade_script(output: TextIO) -> None:
+    """Write the psql script that does what `downgrade` does."""
+    command.downgrade(_config(output), "head:base", sql=True)
+
+
+def head() -> str:
+    """Return the newest revision that this package knows."""
+    (newest,) = ScriptDirectory.from_config(_config()).get_heads()
+    return newest
+
+
+def database_revision(connection: psycopg.Connection[Any]) -> str | None:
+    """Return the revision a database is at.
+
+    Args:
+        connection: To the database.
+
+    Returns:
+        The revision, or None where our schema is not installed.
+    """
+    installed = connection.execute(
+        "select to_regclass('builder_score.alembic_version') is not null"
+    ).fetchone()
+    if not installed or not installed[0]:
+        return None
+    row = connection.execute("select version_num from builder_score.alembic_version").fetchone()
+    return row[0] if row else None
+
+
+def _config(output: TextIO | None = None) -> Config:
+    config = Config() if output is None else Config(output_buffer=output)
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _run(alembic_command: Any, conninfo: str, revision: str, lock_wait: float) -> None:
+    config = _config()
+    config.attributes["dsn"] = conninfo
+    config.attributes["lock_wait"] = lock_wait
+    try:
+        alembic_command(config, revision)
+    except CommandError as error:
+        raise PyscoreError(str(error)) from error
+
+
+def _refuse_newer_schema(conninfo: str) -> None:
+    with address.connect(conninfo) as connection:
+        revision = database_revision(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise PyscoreError(
+            f"the database's schema is newer than this package: it is at revision {revision}, and "
+            f"pyscore {__version__} knows revisions up to {head()}; "
+            "install a newer pyscore (pip install --upgrade pyscore)"
+        )
