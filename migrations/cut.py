@@ -20,7 +20,7 @@ REVISIONS = {
 }
 OUTSIDE_TRANSACTION = {"0003_indexes"}
 
-# Half of deadlock_timeout's default: beside an application's transaction it is always we who give up.
+# Half of deadlock_timeout's default: beside an application's transaction we are who gives up.
 TIMEOUTS = "set local lock_timeout = '0.5s';\nset local statement_timeout = 0;\n"
 
 
@@ -38,8 +38,7 @@ def checksums() -> str:
     """Note every revision file, in the form that sha256sum -c reads."""
     files = sorted((MIGRATIONS / "versions").glob("0*"))
     return "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  versions/{path.name}\n"
-        for path in files
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  versions/{path.name}\n" for path in files
     )
 
 

@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from logging.config import fileConfig
 from typing import Any
@@ -145,7 +145,7 @@ def schema_is_empty(connection: Connection) -> bool:
 
 
 @contextmanager
-def migration_lock(connection: Connection, deadline: float) -> Iterator[None]:
+def migration_lock(connection: Connection, deadline: float) -> Generator[None]:
     """Hold the lock that keeps two migrations of one database apart.
 
     Polled: a session that waits for it inside the server holds a snapshot, and CREATE INDEX

@@ -26,9 +26,9 @@ def run(revision_file: str, direction: str) -> None:
 
 
 def run_outside_transaction(revision_file: str, direction: str) -> None:
-    """Run a revision's script with every statement on its own, for CREATE INDEX CONCURRENTLY.
+    r"""Run a revision's script with every statement on its own, for CREATE INDEX CONCURRENTLY.
 
-    A query whose line after it is ``\\gexec`` has each row of its result run as a statement.
+    A query whose line after it is ``\gexec`` has each row of its result run as a statement.
 
     Args:
         revision_file: The revision's ``__file__``.

@@ -119,15 +119,3 @@ $function$;
 comment on function builder_score.compute(builder_score.user_id[], timestamptz[]) is
     'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
     'with the account''s age taken as of the moment at the same place in as_of.';
-
-create function builder_score.as_stored(score numeric) returns numeric
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $function$
--- reads: host
--- writes: nothing
-    select round(as_stored.score, h.score_decimals) from builder_score.host as h;
-$function$;
-
-comment on function builder_score.as_stored(numeric) is
-    'The score rounded, half away from zero, to what users.builder_score holds.';

@@ -1,4 +1,4 @@
--- The order of a batch (the invariants are in docs/reliability.md).
+-- The order of a batch, on which rests that no update is lost and no score is stale.
 -- reads: everything          writes: users.builder_score and our own tables
 
 create function builder_score.run_batch(

@@ -15,7 +15,9 @@ def insert(db: Connection[Any], table: str, columns: dict[str, Any]) -> UUID:
         sql.SQL(", ").join(map(sql.Identifier, columns)),
         sql.SQL(", ").join(sql.Placeholder() * len(columns)),
     )
-    values = [Jsonb(value) if isinstance(value, dict | list) else value for value in columns.values()]
+    values = [
+        Jsonb(value) if isinstance(value, dict | list) else value for value in columns.values()
+    ]
     row = db.execute(query, values).fetchone()
     assert row is not None
     return row[0]
@@ -37,7 +39,7 @@ def add_collaborator(
 
 
 def configure(db: Connection[Any], **settings: Any) -> None:
-    """Change settings: configure(db, debounce_window='0')."""
+    """Change settings, for instance debounce_window="0"."""
     for name, value in settings.items():
         query = sql.SQL("update builder_score.settings set {} = %s").format(sql.Identifier(name))
         db.execute(query, [value])
@@ -57,5 +59,6 @@ def score(db: Connection[Any], user: UUID) -> Decimal | int | None:
 def queue(db: Connection[Any]) -> list[tuple[UUID | None, UUID | None, int, str]]:
     """The queue: user, project, priority, reason of each row, in order of arrival."""
     return db.execute(
-        "select user_id, project_id, priority, reason from builder_score.score_recalc_queue order by id"
+        "select user_id, project_id, priority, reason"
+        " from builder_score.score_recalc_queue order by id"
     ).fetchall()

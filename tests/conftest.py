@@ -1,7 +1,7 @@
 """One private server with pg_cron for the whole run, one template, one clone of it per test."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import psycopg
@@ -37,7 +37,7 @@ def dsn(server: PrivateCluster, database: str, user: str = "postgres") -> str:
 @contextmanager
 def janitor(
     server: PrivateCluster, name: str, *, template: str | None = None, as_template: bool = False
-) -> Iterator[str]:
+) -> Generator[str]:
     """Create a database, give its address, drop it."""
     keeper = DatabaseJanitor(
         user="postgres",

@@ -781,18 +781,6 @@ comment on function builder_score.compute(builder_score.user_id[], timestamptz[]
     'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
     'with the account''s age taken as of the moment at the same place in as_of.';
 
-create function builder_score.as_stored(score numeric) returns numeric
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $function$
--- reads: host
--- writes: nothing
-    select round(as_stored.score, h.score_decimals) from builder_score.host as h;
-$function$;
-
-comment on function builder_score.as_stored(numeric) is
-    'The score rounded, half away from zero, to what users.builder_score holds.';
-
 -- Why a score is what it is.
 -- reads: what compute() reads          writes: nothing
 
@@ -1756,7 +1744,7 @@ $function$;
 comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[]) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written.';
 
--- The order of a batch (the invariants are in docs/reliability.md).
+-- The order of a batch, on which rests that no update is lost and no score is stale.
 -- reads: everything          writes: users.builder_score and our own tables
 
 create function builder_score.run_batch(

@@ -1,11 +1,11 @@
 """What several commands share: options, the connection, how data is printed."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 import psycopg
@@ -30,7 +30,7 @@ def json_option(function: F) -> F:
 
 
 @contextmanager
-def installed(dsn: str | None) -> Iterator[psycopg.Connection[DictRow]]:
+def installed(dsn: str | None) -> Generator[psycopg.Connection[DictRow]]:
     """Connect to a database that has our schema; each statement is its own transaction.
 
     Args:
@@ -58,9 +58,9 @@ def installed(dsn: str | None) -> Iterator[psycopg.Connection[DictRow]]:
                 "bring it up with: pyscore migrate"
             )
         # whatever the database's default: recalculate() needs it
-        connection.execute("set session characteristics as transaction isolation level read committed")
-        connection.row_factory = dict_row  # type: ignore[assignment]
-        yield connection  # type: ignore[misc]
+        connection.execute("set default_transaction_isolation = 'read committed'")
+        connection.row_factory = cast(Any, dict_row)
+        yield connection
 
 
 def print_json(data: Any) -> None:

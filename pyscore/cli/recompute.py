@@ -39,7 +39,8 @@ def find_users(connection: Connection[DictRow], users: tuple[str, ...]) -> list[
     found: list[tuple[str, str]] = []
     unknown: list[str] = []
     for user in users:
-        row = connection.execute("select builder_score.find_user(%s)::text as id", [user]).fetchone()
+        query = "select builder_score.find_user(%s)::text as id"
+        row = connection.execute(query, [user]).fetchone()
         if row is None or row["id"] is None:
             unknown.append(user)
         else:

@@ -40,12 +40,11 @@ def find_problems(health: dict[str, Any]) -> list[str]:
         problems.append("detached: SELECT * FROM builder_score.attach();")
     if health["paused"]:
         reason = health["paused_reason"] or "no reason given"
-        problems.append(
-            f"paused ({reason}): UPDATE builder_score.settings SET paused = false;"
-        )
+        problems.append(f"paused ({reason}): UPDATE builder_score.settings SET paused = false;")
     elif health["scheduler"] == "none":
         problems.append(
-            "nothing runs the worker: SELECT * FROM builder_score.schedule(); or keep `pyscore worker` running"
+            "nothing runs the worker: SELECT * FROM builder_score.schedule(); "
+            "or keep `pyscore worker` running"
         )
     elif health["heartbeat_age"] is not None and health["heartbeat_age"] > STALE:
         problems.append(
