@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from alembic import context
 from alembic.util import CommandError
+from psycopg.sql import Literal
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -34,6 +35,14 @@ def configure(**options: Any) -> None:
     )
 
 
+def install_settings() -> dict[str, str]:
+    """Give what is said once, at install: from pyscore, else from alembic -x name=value."""
+    said = context.config.attributes.get("install_settings")
+    arguments = said if said is not None else context.get_x_argument(as_dictionary=True)
+    names = ("host_schema", "subscribers_ready")
+    return {name: str(arguments[name]) for name in names if arguments.get(name)}
+
+
 def run_offline() -> None:
     """Print a script for psql with the result of an online run."""
     configure(
@@ -47,6 +56,8 @@ def run_offline() -> None:
     say("-- For psql. Each migration is a transaction of its own, but for the indexes.")
     say("\\set ON_ERROR_STOP on")
     say("set client_min_messages = warning;")
+    for name, value in install_settings().items():
+        say(f"set {SCHEMA}.{name} = {Literal(value).as_string()};")
     if starting in (None, "base"):
         # Alembic creates its version table first of all, in this schema.
         say(f"create schema if not exists {SCHEMA};")
@@ -92,6 +103,11 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
         return
     connection.execute(text("set statement_timeout = 0"))
+    for name, value in install_settings().items():
+        connection.execute(
+            text("select set_config(:name, :value, false)"),
+            {"name": f"{SCHEMA}.{name}", "value": value},
+        )
     create_schema(connection)
     try:
         with context.begin_transaction():

@@ -13,19 +13,37 @@ from pyscore.errors import PyscoreError
 from pyscore.locations import MIGRATIONS
 
 
-def upgrade(dsn: str | None = None, *, lock_wait: float = 600.0) -> None:
+def install_settings(
+    host_schema: str | None = None, subscribers_ready: bool = False
+) -> dict[str, str]:
+    """Name what is said once, when the schema is installed.
+
+    Args:
+        host_schema: Where the application's three tables are; ``public`` if not given.
+        subscribers_ready: That subscribers of the database's publications have our tables.
+    """
+    return {
+        "host_schema": host_schema or "",
+        "subscribers_ready": "on" if subscribers_ready else "",
+    }
+
+
+def upgrade(
+    dsn: str | None = None, *, lock_wait: float = 600.0, settings: dict[str, str] | None = None
+) -> None:
     """Bring a database to the newest revision; does nothing where it is there already.
 
     Args:
         dsn: As for `pyscore.address.resolve`.
         lock_wait: Seconds to keep trying while tables are busy or another migration runs.
+        settings: What `install_settings` returned.
 
     Raises:
         PyscoreError: What the server or the database's state objects to, with what to do.
     """
     conninfo = address.resolve(dsn)
     _refuse_newer_schema(conninfo)
-    _run(command.upgrade, conninfo, "head", lock_wait)
+    _run(command.upgrade, conninfo, "head", lock_wait, settings or {})
 
 
 def downgrade(dsn: str | None = None, *, lock_wait: float = 600.0) -> None:
@@ -40,12 +58,19 @@ def downgrade(dsn: str | None = None, *, lock_wait: float = 600.0) -> None:
     """
     conninfo = address.resolve(dsn)
     _refuse_newer_schema(conninfo)
-    _run(command.downgrade, conninfo, "base", lock_wait)
+    _run(command.downgrade, conninfo, "base", lock_wait, {})
 
 
-def upgrade_script(output: TextIO) -> None:
-    """Write the psql script that does what `upgrade` does to a database without our schema."""
-    command.upgrade(_config(output), "head", sql=True)
+def upgrade_script(output: TextIO, settings: dict[str, str] | None = None) -> None:
+    """Write the psql script that does what `upgrade` does to a database without our schema.
+
+    Args:
+        output: Where to write it.
+        settings: What `install_settings` returned.
+    """
+    config = _config(output)
+    config.attributes["install_settings"] = settings or {}
+    command.upgrade(config, "head", sql=True)
 
 
 def downgrade_script(output: TextIO) -> None:
@@ -83,8 +108,15 @@ def _config(output: TextIO | None = None) -> Config:
     return config
 
 
-def _run(alembic_command: Any, conninfo: str, revision: str, lock_wait: float) -> None:
+def _run(
+    alembic_command: Any,
+    conninfo: str,
+    revision: str,
+    lock_wait: float,
+    settings: dict[str, str],
+) -> None:
     config = _config()
+    config.attributes["install_settings"] = settings
     config.attributes["dsn"] = conninfo
     config.attributes["lock_wait"] = lock_wait
     try:

@@ -23,8 +23,8 @@ begin
             using errcode = 'undefined_table',
                   detail = 'Expected all of users, projects and project_collaborators, or none of them '
                            '(then reference tables are created).',
-                  hint = 'Create the missing tables, or name the schema that holds the application''s tables '
-                         'with the setting builder_score.host_schema.';
+                  hint = 'Create the missing tables, or name the schema that holds the application''s tables: '
+                         'pyscore migrate --host-schema SCHEMA.';
     end if;
 
     for v_target in

@@ -26,8 +26,8 @@ begin
             using errcode = 'undefined_table',
                   detail = 'Expected all of users, projects and project_collaborators, or none of them '
                            '(then reference tables are created).',
-                  hint = 'Create the missing tables, or name the schema that holds the application''s tables '
-                         'with the setting builder_score.host_schema.';
+                  hint = 'Create the missing tables, or name the schema that holds the application''s tables: '
+                         'pyscore migrate --host-schema SCHEMA.';
     end if;
 
     for v_target in
@@ -62,6 +62,46 @@ $host_types$;
 
 comment on domain builder_score.user_id is 'The type of the host''s users.id.';
 comment on domain builder_score.project_id is 'The type of the host''s projects.id.';
+
+-- Logical replication: a subscriber that lacks our tables or our column stops at the first change to them.
+-- So refuse until somebody says that the subscribers are ready.
+-- reads: pg_publication          writes: nothing
+-- locks on host tables: none
+
+do $publications$
+declare
+    v_schema constant text :=
+        coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public');
+    v_publications text;
+    v_with_users text;
+begin
+    if coalesce(current_setting('builder_score.subscribers_ready', true), '') = 'on' then
+        return;
+    end if;
+    select string_agg(quote_ident(p.pubname), ', ') into v_publications
+    from pg_publication as p where p.puballtables;
+    select string_agg(quote_ident(t.pubname), ', ') into v_with_users
+    from pg_publication_tables as t
+    where t.schemaname = v_schema and t.tablename = 'users'
+      and not exists (
+          select from pg_attribute as a
+          where a.attrelid = to_regclass(format('%I.users', v_schema)) and a.attname = 'builder_score' and not a.attisdropped);
+    if v_publications is not null then
+        raise exception 'publication % is FOR ALL TABLES: its subscribers stop when our tables appear', v_publications
+            using errcode = 'object_not_in_prerequisite_state',
+                  detail = 'A subscriber must have the schema builder_score, its tables and users.builder_score first.',
+                  hint = 'On each subscriber run the script that `pyscore migrate --sql` prints, then UPDATE builder_score.settings '
+                         'SET paused = true; then here: pyscore migrate --subscribers-ready';
+    end if;
+    if v_with_users is not null then
+        raise exception 'publication % has the table users: its subscribers stop when the column builder_score appears', v_with_users
+            using errcode = 'object_not_in_prerequisite_state',
+                  detail = 'A subscriber must have the column first.',
+                  hint = format('On each subscriber: ALTER TABLE %I.users ADD COLUMN builder_score integer DEFAULT 0; '
+                                'then here: pyscore migrate --subscribers-ready', v_schema);
+    end if;
+end
+$publications$;
 
 -- The reference tables, for a database that has none of the three. Where the host has them, nothing happens.
 -- reads: pg_catalog          writes: creates users, projects, project_collaborators

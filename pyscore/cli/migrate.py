@@ -33,13 +33,30 @@ def _say_steps() -> None:
 @dsn_option
 @sql_option
 @lock_wait_option
-def migrate(dsn: str | None, as_script: bool, lock_wait: float) -> None:
+@click.option(
+    "--host-schema",
+    metavar="SCHEMA",
+    help="Where users, projects and project_collaborators are; said once. [default: public]",
+)
+@click.option(
+    "--subscribers-ready",
+    is_flag=True,
+    help="Subscribers of this database's publications have our tables and column.",
+)
+def migrate(
+    dsn: str | None,
+    as_script: bool,
+    lock_wait: float,
+    host_schema: str | None,
+    subscribers_ready: bool,
+) -> None:
     """Install the schema builder_score, or bring it to this version."""
+    settings = migrator.install_settings(host_schema, subscribers_ready)
     if as_script:
-        migrator.upgrade_script(sys.stdout)
+        migrator.upgrade_script(sys.stdout, settings)
         return
     _say_steps()
-    migrator.upgrade(dsn, lock_wait=lock_wait)
+    migrator.upgrade(dsn, lock_wait=lock_wait, settings=settings)
     click.echo(f"at revision {migrator.head()}")
 
 
