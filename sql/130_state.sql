@@ -101,7 +101,7 @@ create table builder_score.host (
     search_path text not null,
     score_decimals integer not null default 0,
     attached_at timestamptz,
-    refreshed_at timestamptz,
+    refreshed_at timestamptz not null default clock_timestamp(),
     constraint "host has exactly one row" check (one_row)
 );
 

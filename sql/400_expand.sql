@@ -88,6 +88,7 @@ declare
     v_ids builder_score.user_id[];
     v_now timestamptz;
     v_reason text;
+    v_enqueued bigint;
 begin
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
     -- people whom the new row means.
@@ -158,12 +159,13 @@ begin
     from unnest(v_ids) as e(id)
     where not v_backfill.only_ageing
        or builder_score.is_ageing(e.id, v_now - v_settings.refresh_after);
+    get diagnostics v_enqueued = row_count;
 
     update builder_score.backfill as b
     set after_user_id = v_ids[cardinality(v_ids)],
         seen = b.seen + cardinality(v_ids),
         resume_at = greatest(b.resume_at, v_now - interval '1 second')
-                    + make_interval(secs => cardinality(v_ids)::double precision / v_settings.backfill_per_second)
+                    + make_interval(secs => v_enqueued::double precision / v_settings.backfill_per_second)
     returning b.resume_at into v_now;
     return v_now;
 end
@@ -200,10 +202,11 @@ create function builder_score.refresh_ages() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: host
+-- reads: score_recalc_queue
 -- writes: backfill, host
 begin
-    if not builder_score.start_backfill('age', true) then
+    if exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
+       or not builder_score.start_backfill('age', true) then
         return false;
     end if;
     update builder_score.host set refreshed_at = clock_timestamp();
@@ -213,4 +216,4 @@ $function$;
 
 comment on function builder_score.refresh_ages() is
     'Begins the walk that enqueues, at low priority, accounts younger than the age cap whose score is older than '
-    'settings.refresh_after. The worker calls it once a day. False when another walk is under way.';
+    'settings.refresh_after. The worker calls it once a day. False when another walk is under way or waits.';

@@ -15,9 +15,9 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings
 -- writes: nothing
--- Doubling stops at 2^40, before interval arithmetic overflows. The jitter (0.8 to 1.2) is too small to make
+-- Doubling stops at 2^30, before interval arithmetic overflows. The jitter (0.8 to 1.2) is too small to make
 -- a later delay shorter than an earlier one.
-    select least(s.retry_cap, s.retry_base * power(2, least(retry_delay.attempts - 1, 40)) * (0.8 + 0.4 * random()))
+    select least(s.retry_cap, s.retry_base * power(2, least(retry_delay.attempts - 1, 30)) * (0.8 + 0.4 * random()))
     from builder_score.settings as s;
 $function$;
 

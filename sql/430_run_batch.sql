@@ -7,7 +7,8 @@ create function builder_score.run_batch(
     out recalculated integer,
     out changed integer,
     out failed integer,
-    out resume_at timestamptz
+    out resume_at timestamptz,
+    out trouble text
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -15,7 +16,8 @@ set jit = off
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
--- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one
+-- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one;
+-- trouble: why it could do nothing at all
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
@@ -136,7 +138,8 @@ begin
         changed := 0;
         failed := 0;
         resume_at := null;
-        v_error := format('%s: %s', sqlstate, sqlerrm);
+        trouble := format('%s: %s', sqlstate, sqlerrm);
+        v_error := trouble;
     end protected;
 
     if chosen > 0 or v_error is not null then

@@ -121,7 +121,7 @@ as $function$
 -- reads: host
 -- writes: host, backfill
 begin
-    if (select h.refreshed_at is null or h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
+    if (select h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
 end
@@ -183,6 +183,10 @@ begin
         end if;
         v_batch := builder_score.run_batch('drain');
         commit;
+        if v_batch.trouble is not null then
+            raise warning 'builder_score: nothing is processed: %', v_batch.trouble
+                using hint = 'Nothing is lost; CALL builder_score.drain() again.';
+        end if;
         if v_batch.chosen operator(pg_catalog.=) 0 then
             exit when v_batch.resume_at is null;
             perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));

@@ -621,7 +621,7 @@ create table builder_score.host (
     search_path text not null,
     score_decimals integer not null default 0,
     attached_at timestamptz,
-    refreshed_at timestamptz,
+    refreshed_at timestamptz not null default clock_timestamp(),
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -1212,6 +1212,7 @@ declare
     v_ids builder_score.user_id[];
     v_now timestamptz;
     v_reason text;
+    v_enqueued bigint;
 begin
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
     -- people whom the new row means.
@@ -1282,12 +1283,13 @@ begin
     from unnest(v_ids) as e(id)
     where not v_backfill.only_ageing
        or builder_score.is_ageing(e.id, v_now - v_settings.refresh_after);
+    get diagnostics v_enqueued = row_count;
 
     update builder_score.backfill as b
     set after_user_id = v_ids[cardinality(v_ids)],
         seen = b.seen + cardinality(v_ids),
         resume_at = greatest(b.resume_at, v_now - interval '1 second')
-                    + make_interval(secs => cardinality(v_ids)::double precision / v_settings.backfill_per_second)
+                    + make_interval(secs => v_enqueued::double precision / v_settings.backfill_per_second)
     returning b.resume_at into v_now;
     return v_now;
 end
@@ -1324,10 +1326,11 @@ create function builder_score.refresh_ages() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: host
+-- reads: score_recalc_queue
 -- writes: backfill, host
 begin
-    if not builder_score.start_backfill('age', true) then
+    if exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
+       or not builder_score.start_backfill('age', true) then
         return false;
     end if;
     update builder_score.host set refreshed_at = clock_timestamp();
@@ -1337,7 +1340,7 @@ $function$;
 
 comment on function builder_score.refresh_ages() is
     'Begins the walk that enqueues, at low priority, accounts younger than the age cap whose score is older than '
-    'settings.refresh_after. The worker calls it once a day. False when another walk is under way.';
+    'settings.refresh_after. The worker calls it once a day. False when another walk is under way or waits.';
 
 -- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
 -- reads: everything          writes: users.builder_score and our own tables
@@ -1554,9 +1557,9 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings
 -- writes: nothing
--- Doubling stops at 2^40, before interval arithmetic overflows. The jitter (0.8 to 1.2) is too small to make
+-- Doubling stops at 2^30, before interval arithmetic overflows. The jitter (0.8 to 1.2) is too small to make
 -- a later delay shorter than an earlier one.
-    select least(s.retry_cap, s.retry_base * power(2, least(retry_delay.attempts - 1, 40)) * (0.8 + 0.4 * random()))
+    select least(s.retry_cap, s.retry_base * power(2, least(retry_delay.attempts - 1, 30)) * (0.8 + 0.4 * random()))
     from builder_score.settings as s;
 $function$;
 
@@ -1793,7 +1796,8 @@ create function builder_score.run_batch(
     out recalculated integer,
     out changed integer,
     out failed integer,
-    out resume_at timestamptz
+    out resume_at timestamptz,
+    out trouble text
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -1801,7 +1805,8 @@ set jit = off
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
--- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one
+-- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one;
+-- trouble: why it could do nothing at all
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
@@ -1922,7 +1927,8 @@ begin
         changed := 0;
         failed := 0;
         resume_at := null;
-        v_error := format('%s: %s', sqlstate, sqlerrm);
+        trouble := format('%s: %s', sqlstate, sqlerrm);
+        v_error := trouble;
     end protected;
 
     if chosen > 0 or v_error is not null then
@@ -2069,7 +2075,7 @@ as $function$
 -- reads: host
 -- writes: host, backfill
 begin
-    if (select h.refreshed_at is null or h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
+    if (select h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
 end
@@ -2131,6 +2137,10 @@ begin
         end if;
         v_batch := builder_score.run_batch('drain');
         commit;
+        if v_batch.trouble is not null then
+            raise warning 'builder_score: nothing is processed: %', v_batch.trouble
+                using hint = 'Nothing is lost; CALL builder_score.drain() again.';
+        end if;
         if v_batch.chosen operator(pg_catalog.=) 0 then
             exit when v_batch.resume_at is null;
             perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));
