@@ -34,7 +34,8 @@ begin
         if v_count = 0 then
             v_type := 'uuid';
         else
-            select format_type(a.atttypid, a.atttypmod)
+            -- without its length: what is compared with an id may be longer
+            select format_type(a.atttypid, -1)
                    || case when a.attcollation <> y.typcollation
                            then format(' collate %I.%I', n.nspname, l.collname) else '' end
             into v_type

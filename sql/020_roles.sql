@@ -37,9 +37,10 @@ $roles$;
 
 comment on schema builder_score is 'Reputation scores: users.builder_score, kept right by triggers, a queue and a worker.';
 
--- What follows, up to the next reset role, is created by and for the schema's owner.
+-- What follows, up to $become_installer$, is created by and for the schema's owner.
 do $become_owner$
 begin
+    perform set_config('builder_score.installer', current_user, true);
     perform set_config('role', (select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'builder_score'), true);
 end
 $become_owner$;

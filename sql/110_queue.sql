@@ -15,9 +15,13 @@ create table builder_score.score_recalc_queue (
 );
 
 create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)
-    where user_id is not null or project_id is not null;
+    where user_id is not null;
 create index score_recalc_queue_user on builder_score.score_recalc_queue (user_id)
     where user_id is not null;
+create index score_recalc_queue_project_due on builder_score.score_recalc_queue (not_before)
+    where project_id is not null;
+create index score_recalc_queue_project on builder_score.score_recalc_queue (project_id)
+    where project_id is not null;
 create index score_recalc_queue_everyone on builder_score.score_recalc_queue (not_before)
     where user_id is null and project_id is null;
 
@@ -30,8 +34,10 @@ comment on column builder_score.score_recalc_queue.priority is '0 high and past 
 comment on column builder_score.score_recalc_queue.not_before is 'A hint for the index: the row is not looked at earlier.';
 comment on column builder_score.score_recalc_queue.reason is 'What happened, for people.';
 comment on column builder_score.score_recalc_queue.enqueued_at is 'When the row was appended.';
-comment on index builder_score.score_recalc_queue_due is 'Due rows of one priority, oldest first.';
+comment on index builder_score.score_recalc_queue_due is 'Due users of one priority, oldest first.';
+comment on index builder_score.score_recalc_queue_project_due is 'Due projects, oldest first.';
 comment on index builder_score.score_recalc_queue_user is 'All rows of a user, to delete or defer them together.';
+comment on index builder_score.score_recalc_queue_project is 'Rows of a project, for is_pending().';
 comment on index builder_score.score_recalc_queue_everyone is 'Rows that stand for everyone; apart, because they wait for a walk that is under way.';
 comment on constraint score_recalc_queue_pkey on builder_score.score_recalc_queue is 'Ids are handed out by a sequence: unique without waiting.';
 

@@ -22,9 +22,10 @@ comment on function builder_score.is_filled(jsonb) is 'True when the value is a 
 
 create function builder_score.count_of(value numeric) returns numeric
 language sql immutable parallel safe
--- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range.
+-- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range; 10^-20 is far below any
+-- curve's least step and keeps the conversion to double precision from raising an underflow.
 return case
-    when value > 0 and value < 'Infinity'::numeric then least(value, 1e400)
+    when value > 0 and value < 'Infinity'::numeric then round(least(value, 1e400), 20)
     else 0
 end;
 
@@ -48,9 +49,10 @@ comment on function builder_score.count_of(jsonb) is
     'The value as a count: a JSON number, or text of the form 12 or 12.5; anything else is 0.';
 
 create function builder_score.to_jsonb_or_null(value text) returns jsonb
-language plpgsql immutable parallel safe
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $function$
+-- not parallel safe: the exception block is a subtransaction
 begin
     return value::jsonb;
 exception when others then

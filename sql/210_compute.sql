@@ -51,8 +51,8 @@ begin
     into f
     from builder_score.signals as s;
 
-    -- Each lateral part keeps to one user (limit, aggregate), so the planner cannot turn the batch into a
-    -- scan of a whole host table, whatever its statistics say.
+    -- Each lateral part keeps to one user or one project (aggregate, limit, offset 0), so that the planner cannot
+    -- turn the batch into a scan of a whole host table, whatever its statistics say or lack.
     return query
     select p.user_id,
            p.shipped, p.shipped_points,
@@ -102,12 +102,18 @@ begin
             from (
                 select c.user_id as person
                 from builder_score.host_projects as p
-                join builder_score.host_collaborations as c on c.project_id = p.id
-                where p.owner_id = i.user_id and c.status = any(v_confirmed)
+                cross join lateral (
+                    select k.user_id from builder_score.host_collaborations as k
+                    where k.project_id = p.id and k.status = any(v_confirmed)
+                    offset 0
+                ) as c
+                where p.owner_id = i.user_id
                 union all
                 select p.owner_id
                 from builder_score.host_collaborations as c
-                join builder_score.host_projects as p on p.id = c.project_id
+                cross join lateral (
+                    select h.owner_id from builder_score.host_projects as h where h.id = c.project_id offset 0
+                ) as p
                 where c.user_id = i.user_id and c.status = any(v_confirmed)
             ) as v
             where v.person <> i.user_id

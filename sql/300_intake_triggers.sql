@@ -64,13 +64,22 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+-- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
+-- update that moves a project to another partition fires as a delete and an insert
 begin
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project inserted');
+        end if;
     else
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason)
+            select n.id, 10, 'project inserted' from new_rows as n where n.id is not null;
+        end if;
     end if;
     return null;
 end
@@ -108,20 +117,29 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+-- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
 begin
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (old.id, 10, 'project deleted');
+        end if;
     else
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason)
+            select o.id, 10, 'project deleted' from old_rows as o where o.id is not null;
+        end if;
     end if;
     return null;
 end
 $function$;
 
 comment on function builder_score.projects_after_delete() is
-    'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes.';
+    'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes, '
+    'or by the project where there is no foreign key.';
 
 create function builder_score.is_confirmed(status text) returns boolean
 language sql stable

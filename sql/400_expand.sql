@@ -1,7 +1,7 @@
 -- From rows that name a project, or everyone, to rows that name a user.
 -- reads: the host views          writes: score_recalc_queue, backfill
 
-create function builder_score.expand_projects(row_ids bigint[]) returns bigint
+create function builder_score.expand_projects(max_rows integer) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -17,7 +17,9 @@ begin
         delete from builder_score.score_recalc_queue as q
         where q.id in (
             select c.id from builder_score.score_recalc_queue as c
-            where c.id = any(expand_projects.row_ids) and c.project_id is not null
+            where c.project_id is not null and c.not_before <= clock_timestamp()
+            order by c.not_before
+            limit expand_projects.max_rows
             for update skip locked
         )
         returning q.project_id, q.priority, q.reason, q.enqueued_at
@@ -26,26 +28,28 @@ begin
         select t.project_id, min(t.priority) as priority, min(t.reason) as reason, min(t.enqueued_at) as enqueued_at
         from taken as t
         group by t.project_id
+    ),
+    appended as (
+        insert into builder_score.score_recalc_queue (user_id, priority, reason, enqueued_at)
+        select c.user_id, min(p.priority), min(p.reason), min(p.enqueued_at)
+        from project as p
+        cross join lateral (
+            select h.owner_id as user_id from builder_score.host_projects as h where h.id = p.project_id
+            union all
+            select k.user_id from builder_score.host_collaborations as k
+            where k.project_id = p.project_id
+              and k.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+        ) as c
+        where c.user_id is not null
+        group by c.user_id
     )
-    insert into builder_score.score_recalc_queue (user_id, priority, reason, enqueued_at)
-    select c.user_id, min(p.priority), min(p.reason), min(p.enqueued_at)
-    from project as p
-    cross join lateral (
-        select h.owner_id as user_id from builder_score.host_projects as h where h.id = p.project_id
-        union all
-        select k.user_id from builder_score.host_collaborations as k
-        where k.project_id = p.project_id
-          and k.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
-    ) as c
-    where c.user_id is not null
-    group by c.user_id;
-    get diagnostics v_count = row_count;
+    select count(*) into v_count from taken;
     return v_count;
 end
 $function$;
 
-comment on function builder_score.expand_projects(bigint[]) is
-    'Turns queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many.';
+comment on function builder_score.expand_projects(integer) is
+    'Turns due queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many it took.';
 
 create function builder_score.start_backfill(reason text, only_ageing boolean) returns boolean
 language plpgsql security definer
@@ -87,12 +91,15 @@ declare
     v_chunk integer;
     v_ids builder_score.user_id[];
     v_now timestamptz;
-    v_reason text;
     v_enqueued bigint;
 begin
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
     -- people whom the new row means.
-    if not exists (select from builder_score.backfill) then
+    if exists (
+           select from builder_score.score_recalc_queue as q
+           where q.user_id is null and q.project_id is null and q.not_before <= clock_timestamp())
+       and builder_score.start_backfill('everyone', false)
+    then
         with taken as (
             delete from builder_score.score_recalc_queue as q
             where q.id in (
@@ -102,10 +109,8 @@ begin
             )
             returning q.reason
         )
-        select string_agg(distinct t.reason, ', ') into v_reason from taken as t;
-        if v_reason is not null then
-            perform builder_score.start_backfill(v_reason, false);
-        end if;
+        update builder_score.backfill as b
+        set reason = coalesce((select string_agg(distinct t.reason, ', ') from taken as t), b.reason);
     end if;
 
     select b.* into v_backfill from builder_score.backfill as b for update skip locked;
@@ -113,7 +118,8 @@ begin
         return null;
     end if;
     v_now := clock_timestamp();
-    if v_backfill.resume_at > v_now then
+    -- A step puts it off by a second at most; more means that the clock was set back.
+    if v_backfill.resume_at > v_now and v_backfill.resume_at <= v_now + interval '1 second' then
         return v_backfill.resume_at;
     end if;
 
@@ -164,8 +170,9 @@ begin
     update builder_score.backfill as b
     set after_user_id = v_ids[cardinality(v_ids)],
         seen = b.seen + cardinality(v_ids),
-        resume_at = greatest(b.resume_at, v_now - interval '1 second')
-                    + make_interval(secs => v_enqueued::double precision / v_settings.backfill_per_second)
+        -- looking at a user who needs nothing costs a tenth
+        resume_at = v_now + make_interval(
+            secs => greatest(v_enqueued, cardinality(v_ids) / 10.0)::double precision / v_settings.backfill_per_second)
     returning b.resume_at into v_now;
     return v_now;
 end

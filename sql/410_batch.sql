@@ -1,12 +1,7 @@
 -- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
 -- reads: everything          writes: users.builder_score and our own tables
 
-create function builder_score.choose_due(
-    batch_size integer,
-    batch_number bigint,
-    out user_ids builder_score.user_id[],
-    out project_rows bigint[]
-) returns record
+create function builder_score.choose_due(batch_size integer, batch_number bigint) returns builder_score.user_id[]
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -19,33 +14,32 @@ declare
     -- holds when a batch has fewer than ten places.
     v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
 begin
-    with due as (
-        select q.*
-        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
-        cross join lateral (
-            select q.id, q.user_id, q.project_id, q.priority, q.not_before
-            from builder_score.score_recalc_queue as q
-            where q.priority = p.priority
-              and q.not_before <= v_now
-              and (q.user_id is not null or q.project_id is not null)
-            order by q.not_before
-            limit batch_size
-        ) as q
-    ),
-    chosen as (
-        (select * from due order by not_before limit v_oldest)
-        union
-        (select * from due order by priority, not_before limit batch_size - v_oldest)
-    )
-    select coalesce(array_agg(distinct c.user_id) filter (where c.user_id is not null), '{}'),
-           coalesce(array_agg(c.id) filter (where c.project_id is not null), '{}')
-    into choose_due.user_ids, choose_due.project_rows
-    from chosen as c;
+    return (
+        with due as (
+            select q.*
+            from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+            cross join lateral (
+                select q.id, q.user_id, q.priority, q.not_before
+                from builder_score.score_recalc_queue as q
+                where q.priority = p.priority
+                  and q.not_before <= v_now
+                  and q.user_id is not null
+                order by q.not_before
+                limit batch_size
+            ) as q
+        ),
+        chosen as (
+            (select * from due order by not_before limit v_oldest)
+            union
+            (select * from due order by priority, not_before limit batch_size - v_oldest)
+        )
+        select coalesce(array_agg(distinct c.user_id), '{}') from chosen as c
+    );
 end
 $function$;
 
 comment on function builder_score.choose_due(integer, bigint) is
-    'The due rows a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
+    'The due users a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language sql security definer
@@ -77,7 +71,9 @@ declare
 begin
     -- The host's own triggers on users may use unqualified names: they get the host's search_path, and this
     -- one statement, which is analysed under it, names even its operator's schema.
-    perform set_config('builder_score.writing', 'on', true);     -- known to the trigger builder_score_overwritten
+    -- Known to the trigger builder_score_overwritten. The depth tells our write from one that a trigger of the
+    -- host's makes meanwhile.
+    perform set_config('builder_score.writing', pg_trigger_depth()::text, true);
     perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
     update builder_score.host_users as u
     set builder_score = w.score
@@ -85,7 +81,7 @@ begin
     where u.id operator(pg_catalog.=) w.id;
     get diagnostics v_written = row_count;
     perform pg_catalog.set_config('search_path', v_search_path, true);
-    perform set_config('builder_score.writing', 'off', true);
+    perform set_config('builder_score.writing', '', true);
 
     if v_written <> cardinality(user_ids) then
         raise exception 'users.builder_score was not written for % of % users', cardinality(user_ids) - v_written, cardinality(user_ids)
@@ -98,6 +94,24 @@ $function$;
 
 comment on function builder_score.write_scores(builder_score.user_id[], numeric[]) is
     'The one place that writes users.builder_score. The rows are locked by the caller.';
+
+create function builder_score.fire_deferred_triggers() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: what the host's deferred triggers write
+declare
+    v_search_path constant text := current_setting('search_path');
+begin
+    perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
+    set constraints all immediate;
+    perform pg_catalog.set_config('search_path', v_search_path, true);
+end
+$function$;
+
+comment on function builder_score.fire_deferred_triggers() is
+    'Lets the host''s deferred triggers fire while a failure can still be told to its user, not at COMMIT where nothing catches it.';
 
 create function builder_score.notify_changed(user_ids builder_score.user_id[], max_ids integer) returns void
 language plpgsql

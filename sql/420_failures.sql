@@ -62,14 +62,17 @@ $function$;
 comment on function builder_score.defer_held_rows(builder_score.user_id[], timestamptz[], bigint[]) is
     'Coalesces the queue rows of each user whom the caller has locked into one, due at the given moment.';
 
-create function builder_score.defer_blocked_users(user_ids builder_score.user_id[]) returns void
-language sql security definer
+create function builder_score.defer_blocked_users(user_ids builder_score.user_id[]) returns bigint
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
 -- Somebody else holds these users. If it is a worker, it is about to delete rows that it has seen, by id:
 -- so ids stay as they are, and rows that it already holds are skipped, not waited for.
+declare
+    v_count bigint;
+begin
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp() + interval '1 second'
     where q.id in (
@@ -79,10 +82,13 @@ as $function$
           and c.not_before <= clock_timestamp() + interval '1 second'
         for update skip locked
     );
+    get diagnostics v_count = row_count;
+    return v_count;
+end
 $function$;
 
 comment on function builder_score.defer_blocked_users(builder_score.user_id[]) is
-    'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them.';
+    'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them. Returns how many.';
 
 create function builder_score.forget_users(user_ids builder_score.user_id[]) returns void
 language sql security definer
@@ -183,6 +189,7 @@ create function builder_score.score_or_split(
     user_ids builder_score.user_id[],
     row_ids bigint[],
     row_users builder_score.user_id[],
+    split_until timestamptz,
     out recalculated integer,
     out changed integer,
     out failed integer,
@@ -209,8 +216,9 @@ begin
     begin
         select s.recalculated, s.changed into recalculated, changed
         from builder_score.score_users(user_ids, row_ids) as s;
+        perform builder_score.fire_deferred_triggers();
         return;
-    exception when others then
+    exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
         get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
     end;
 
@@ -223,6 +231,16 @@ begin
         return;
     end if;
 
+    -- A lock that somebody holds for long would strike every part alike, while we hold all these users.
+    if not builder_score.is_users_fault(v_code) and clock_timestamp() > split_until then
+        perform builder_score.defer_held_rows(
+            row_users,
+            array_fill(clock_timestamp() + make_interval(secs => 1 + random()), array[cardinality(row_ids)]),
+            row_ids
+        );
+        return;
+    end if;
+
     v_half := cardinality(user_ids) / 2;
     for v_users in
         select user_ids[:v_half] union all select user_ids[v_half + 1:]
@@ -232,7 +250,7 @@ begin
         from unnest(row_ids, row_users) as r(row_id, user_id)
         join unnest(v_users) as u(user_id) on u.user_id = r.user_id;
 
-        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users) as s;
+        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until) as s;
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
         failed := failed + v_part.failed;
@@ -242,5 +260,33 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[]) is
-    'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written.';
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+    'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
+    'After split_until, an error that is nobody''s fault puts the whole part off instead.';
+
+create function builder_score.reconsider_deferred() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    -- what a worker holds is being decided with the new window or deferred by the old one for the last time
+    update builder_score.score_recalc_queue as q
+    set not_before = clock_timestamp()
+    where q.id in (
+        select c.id from builder_score.score_recalc_queue as c
+        where c.not_before > clock_timestamp() for update skip locked
+    );
+    return null;
+end
+$function$;
+
+comment on function builder_score.reconsider_deferred() is
+    'Trigger: a shorter debounce window also counts for rows that were put off by the longer one.';
+
+create trigger reconsider_deferred after update on builder_score.settings
+    for each row when (new.debounce_window < old.debounce_window)
+    execute function builder_score.reconsider_deferred();
+
+comment on trigger reconsider_deferred on builder_score.settings is 'Has the worker look again at rows put off by a longer window.';

@@ -16,13 +16,13 @@ set jit = off
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
--- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one;
+-- chosen: how much it did something about; resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
     v_number bigint;
-    v_due record;
+    v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_seen record;
     v_scored record;
@@ -42,34 +42,43 @@ begin
 
     <<protected>>
     begin
-        -- (a) choose
-        select c.* into v_due from builder_score.choose_due(v_settings.batch_size, v_number) as c;
-        chosen := cardinality(v_due.user_ids) + cardinality(v_due.project_rows);
-        if cardinality(v_due.project_rows) > 0 then
-            perform builder_score.expand_projects(v_due.project_rows);
-        end if;
-        resume_at := builder_score.advance_backfill();
-        if cardinality(v_due.user_ids) = 0 then
+        -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
+        -- set of users before any of them is computed
+        chosen := builder_score.expand_projects(20 * v_settings.batch_size);
+        begin
+            resume_at := builder_score.advance_backfill();
+        exception when others then
+            v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
+        end;
+        v_due := builder_score.choose_due(v_settings.batch_size, v_number);
+        if cardinality(v_due) = 0 then
             exit protected;
         end if;
 
         -- (b) lock, waiting for nobody
-        v_locked := builder_score.lock_users(v_due.user_ids);
+        v_locked := builder_score.lock_users(v_due);
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         with candidate as (
             select c.user_id,
                    l.user_id is not null as locked,
-                   exists (select from builder_score.host_users as u where u.id = c.user_id) as present,
+                   p.present is not null as present,
                    greatest(
                        q.not_before,
-                       case when not q.forced then s.computed_at + v_settings.debounce_window end,
+                       -- a window that opened in the future: the clock was set back
+                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_settings.debounce_window end,
                        s.retry_at
                    ) as due,
                    q.row_ids
-            from unnest(v_due.user_ids) as c(user_id)
+            from unnest(v_due) as c(user_id)
             left join unnest(v_locked) as l(user_id) on l.user_id = c.user_id
-            left join builder_score.score_state as s on s.user_id = c.user_id
+            -- one probe each: a plain join may scan the whole table for a batch
+            left join lateral (
+                select x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
+            ) as s on true
+            left join lateral (
+                select true as present from builder_score.host_users as u where u.id = c.user_id limit 1
+            ) as p on true
             cross join lateral (
                 select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
                 from builder_score.score_recalc_queue as r
@@ -108,12 +117,13 @@ begin
         -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
         if cardinality(v_seen.ready) > 0 then
             select s.* into v_scored
-            from builder_score.score_or_split(v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users) as s;
+            from builder_score.score_or_split(
+                v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users, clock_timestamp() + 10 * v_settings.lock_timeout) as s;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
             failed := v_scored.failed;
             v_passes := v_scored.passes;
-            v_error := v_scored.last_error;
+            v_error := coalesce(v_scored.last_error, v_error);
         end if;
 
         -- (g) Who could not be taken. Rows of users whom we hold may make us wait for another worker that is
@@ -125,8 +135,13 @@ begin
             perform builder_score.forget_users(v_seen.gone);
             perform builder_score.delete_queue_rows(v_seen.gone_rows);
         end if;
+        chosen := chosen + cardinality(v_seen.ready) + cardinality(v_seen.early_rows) + cardinality(v_seen.gone);
         if cardinality(v_seen.blocked) > 0 then
-            perform builder_score.defer_blocked_users(v_seen.blocked);
+            chosen := chosen + builder_score.defer_blocked_users(v_seen.blocked);
+        end if;
+        if chosen = 0 then
+            -- Everything that is due is in the hands of another worker, which is about to commit.
+            resume_at := clock_timestamp() + interval '0.05 seconds';
         end if;
     exception when others then
         -- A lock on a whole table, a full disk: nobody's fault, nothing done; look again after a nap.
@@ -157,6 +172,8 @@ begin
             last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
         where w.worker = run_batch.worker;
     end if;
+    -- COMMIT may queue behind another session's NOTIFY.
+    perform set_config('lock_timeout', '1s', true);
 end
 $function$;
 

@@ -48,8 +48,24 @@ $function$;
 
 comment on function builder_score.beat(text, interval) is 'Heartbeat of a worker that found nothing to do.';
 
+create function builder_score.is_alive(worker text) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: worker_status
+-- writes: nothing
+begin
+    return exists (
+        select from builder_score.worker_status as w
+        where w.worker = is_alive.worker and w.heartbeat_at > clock_timestamp() - interval '30 seconds'
+    );
+end
+$function$;
+
+comment on function builder_score.is_alive(text) is 'Whether a worker was heard of in the last 30 seconds; an idle one beats every 5.';
+
 create function builder_score.may_go_on() returns boolean
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings, host
@@ -63,7 +79,7 @@ $function$;
 comment on function builder_score.may_go_on() is 'The stop flag that a running worker looks at each round: paused, or detached.';
 
 create function builder_score.nap_seconds(idle_rounds integer, resume_at timestamptz) returns double precision
-language sql volatile
+language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings
@@ -139,7 +155,7 @@ as $function$
 declare
     v_count bigint;
 begin
-    if to_regclass('cron.job_run_details') is null then
+    if not exists (select from pg_extension where extname = 'pg_cron') or not has_schema_privilege('cron', 'usage') then
         return 0;
     end if;
     execute $purge$
@@ -152,8 +168,6 @@ begin
     $purge$ using keep;
     get diagnostics v_count = row_count;
     return v_count;
-exception when insufficient_privilege then
-    return 0;   -- a worker that pg_cron did not start
 end
 $function$;
 
@@ -220,6 +234,8 @@ begin
     while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
+            -- unless that run is long dead and only its session keeps the lock; two workers do no harm
+            exit when not builder_score.is_alive('resident');
             return;
         end if;
         commit;
@@ -233,7 +249,6 @@ begin
         return;
     end if;
     perform builder_score.housekeeping();
-    commit;
     perform builder_score.purge_job_runs();
     commit;
 
@@ -252,6 +267,7 @@ begin
             set transaction isolation level read committed, read write;
             exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
             perform builder_score.beat('resident');
+            perform builder_score.housekeeping();
             commit;
             perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
             commit;

@@ -45,7 +45,7 @@ declare
 begin
     begin
         select u.id into v_id from builder_score.host_users as u where u.id = find_user.name::builder_score.user_id;
-    exception when data_exception then
+    exception when data_exception or check_violation then
         v_id := null;   -- not of the form of an id
     end;
     if v_id is null then
@@ -147,13 +147,9 @@ as $function$
 declare
     v_scheduled boolean := false;
 begin
-    if to_regclass('cron.job') is not null then
-        begin
-            execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
-            into v_scheduled;
-        exception when insufficient_privilege then
-            v_scheduled := false;
-        end;
+    if exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage') then
+        execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
+        into v_scheduled;
     end if;
     if v_scheduled then
         return 'pg_cron';

@@ -1,6 +1,6 @@
 -- Onto the host's tables and off them again. All SECURITY INVOKER: the caller owns the host's tables.
 -- reads: pg_catalog          writes: host views, triggers, policies and grants on the host's tables
--- locks on host tables: SHARE ROW EXCLUSIVE (attach), ACCESS EXCLUSIVE (detach), both for milliseconds
+-- locks on host tables: ACCESS EXCLUSIVE for milliseconds (policies, and triggers that are replaced)
 
 create function builder_score.owner_role() returns name
 language sql stable
@@ -57,6 +57,19 @@ begin
                   detail = 'Expected users (id, builder_score), projects (id, owner_id, status) and project_collaborators (project_id, user_id, status).',
                   hint = 'Add what is missing, then SELECT * FROM builder_score.attach();';
     end if;
+    select string_agg(format('%s.id has type %s', t.name, builder_score.host_column_type(t.name, 'id')), ', ')
+    into v_missing
+    from unnest(array['users', 'projects']::name[]) as t(name)
+    where not exists (
+        select from pg_type as y
+        where y.oid = to_regtype(builder_score.host_column_type(t.name, 'id')) and y.typnamespace = 'pg_catalog'::regnamespace);
+    if v_missing is not null then
+        raise exception '%', v_missing
+            using errcode = 'datatype_mismatch',
+                  detail = 'Expected a type of PostgreSQL''s own, such as uuid, bigint or text: the comparison of another type lies in a '
+                           'schema that the worker''s search_path leaves out.',
+                  hint = 'Give the table a key of such a type.';
+    end if;
     if builder_score.host_column_type('users', 'builder_score') not in
        ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
         raise exception 'users.builder_score has type %', builder_score.host_column_type('users', 'builder_score')
@@ -91,7 +104,7 @@ begin
             v_filled := array_append(v_filled, case
                 when v_field <> 'contact_links' then format('builder_score.is_filled(u.%I::text)::integer', v_field)
                 when v_type = 'jsonb' then format('builder_score.is_filled(u.%I::jsonb)::integer', v_field)
-                when v_type = 'json' then format($expression$coalesce(json_typeof(u.%1$I::json) = 'object' and u.%1$I::text !~ '^\s*\{\s*\}\s*$', false)::integer$expression$, v_field)
+                when v_type = 'json' then format($expression$coalesce(json_typeof(u.%1$I::json) = 'object' and left(u.%1$I::text, 10000) !~ '^\s*\{\s*\}\s*$', false)::integer$expression$, v_field)
                 else format('builder_score.is_filled(builder_score.to_jsonb_or_null(u.%I::text))::integer', v_field)
             end);
         end if;
@@ -100,7 +113,7 @@ begin
     v_created_at := case builder_score.host_column_type('users', 'created_at')
         when 'timestamp with time zone' then 'u.created_at'
         when 'timestamp without time zone' then $expression$u.created_at at time zone 'UTC'$expression$
-        when 'date' then $expression$u.created_at::timestamp at time zone 'UTC'$expression$
+        when 'date' then $expression$case when u.created_at < date '294276-01-01' then u.created_at::timestamp at time zone 'UTC' else 'infinity' end$expression$
         else 'null'
     end;
 
@@ -193,6 +206,7 @@ declare
     v_regclass regclass;
     v_function text;
     v_partitioned boolean;
+    v_project_too text;
     v_trigger record;
 begin
     foreach v_table in array array['users', 'projects', 'project_collaborators']::name[] loop
@@ -200,21 +214,27 @@ begin
         v_function := case v_table when 'project_collaborators' then 'collaborators' else v_table end;
         -- Statement triggers on a partitioned table miss what is written to a partition directly.
         v_partitioned := (select c.relkind = 'p' from pg_class as c where c.oid = v_regclass);
+        v_project_too := case when v_table = 'projects' then
+            quote_literal(v_partitioned or not exists (
+                select from pg_constraint as f
+                where f.contype = 'f' and f.convalidated and f.confrelid = v_regclass
+                  and f.conrelid = builder_score.host_table('project_collaborators')))
+            else '' end;
 
         for v_trigger in
             select t.*
             from (values
                 ('insert', v_table, 'insert', case when v_partitioned then 'for each row' else 'referencing new table as new_rows for each statement' end,
-                 null, v_function || '_after_insert()', 'Appends the new rows'' people to the queue.'),
+                 null, v_function || format('_after_insert(%s)', v_project_too), 'Appends the new rows'' people to the queue.'),
                 ('delete', v_table, 'delete', case when v_partitioned then 'for each row' else 'referencing old table as old_rows for each statement' end,
-                 null, v_function || '_after_delete()', 'Appends the deleted rows'' people to the queue.'),
+                 null, v_function || format('_after_delete(%s)', v_project_too), 'Appends the deleted rows'' people to the queue.'),
                 ('truncate', v_table, 'truncate', 'for each statement',
                  null, 'host_truncated()', 'Appends one row that stands for everyone.'),
                 ('profile', 'users', 'update', 'for each row',
                  builder_score.changed_condition('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']),
                  'users_after_update(''profile changed'')', 'Appends the user when a profile field or created_at really changes.'),
                 ('overwritten', 'users', 'update', 'for each row',
-                 format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from ''on'')', builder_score.owner_role()),
+                 format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from pg_trigger_depth()::text)', builder_score.owner_role()),
                  'users_after_update(''score overwritten'')', 'Appends the user when anyone but our writer writes builder_score.'),
                 ('update', 'projects', 'update', 'for each row',
                  builder_score.changed_condition('projects', array['id', 'owner_id', 'status', 'github_stars', 'impact_metrics']),
@@ -265,7 +285,9 @@ begin
             end if;
         end if;
 
-        if v_host.relrowsecurity and not (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner) then
+        -- Also where row level security is off: a policy that is there does no harm, and one that is missing on
+        -- the day it is switched on makes everybody's score silently too low.
+        if not (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner) then
             select string_agg(format('%I', p.polname), ', ')
             into v_restrictive
             from pg_policy as p
@@ -287,13 +309,15 @@ begin
                 execute format('create policy builder_score_write on %s for update to %I using (true) with check (true)', v_host.name, v_owner);
                 execute format('comment on policy builder_score_write on %s is %L', v_host.name, 'The worker locks users and writes builder_score.');
             end if;
-            return next format('policy for %I on %s', v_owner, v_host.name);
+            if v_host.relrowsecurity then
+                return next format('policy for %I on %s', v_owner, v_host.name);
+            end if;
         end if;
     end loop;
 end
 $function$;
 
-comment on function builder_score.define_access() is 'Part of attach(): what the owner role needs on the host''s tables, and a permissive policy where row level security is on.';
+comment on function builder_score.define_access() is 'Part of attach(): what the owner role needs on the host''s tables, and permissive policies for it.';
 
 create function builder_score.trial_write() returns void
 language plpgsql security definer
@@ -325,6 +349,7 @@ as $function$
 -- returns: null when it works, else what is in the way and what mends it
 declare
     v_message text;
+    v_code text;
     v_object text[];
 begin
     begin
@@ -333,11 +358,11 @@ begin
     exception
         when sqlstate 'BS000' then
             return null;
-        when others then
-            get stacked diagnostics v_message = message_text;
+        when assert_failure or others then
+            get stacked diagnostics v_message = message_text, v_code = returned_sqlstate;
     end;
     v_object := regexp_match(v_message, '^permission denied for (table|sequence|schema|function) (\S+)$');
-    if v_object is not null then
+    if v_code = '42501' and v_object is not null then
         return format('a trial write to users failed: %s (a trigger of the host''s on users); mend it with: GRANT %s ON %s %s TO %I;',
             v_message,
             case v_object[1] when 'table' then 'SELECT, INSERT, UPDATE' when 'function' then 'EXECUTE' else 'USAGE' end,

@@ -8,8 +8,9 @@ as $function$
 -- reads: pg_extension, pg_settings
 -- writes: cron.job, host_additions
 declare
-    v_preloaded constant boolean := coalesce(current_setting('shared_preload_libraries', true), '') ~ '\mpg_cron\M';
-    v_database constant text := coalesce(current_setting('cron.database_name', true), 'postgres');
+    -- pg_settings hides what the caller may not see, where current_setting() raises; null: cannot know, so try
+    v_preloaded constant boolean := (select s.setting ~ '\mpg_cron\M' from pg_settings as s where s.name = 'shared_preload_libraries');
+    v_database constant text := (select s.setting from pg_settings as s where s.name = 'cron.database_name');
     v_why text;
 begin
     if not exists (select from pg_extension where extname = 'pg_cron') then
@@ -65,8 +66,8 @@ declare
     v_job record;
     v_others boolean;
 begin
-    if to_regclass('cron.job') is null then
-        return;
+    if not exists (select from pg_extension where extname = 'pg_cron') or not has_schema_privilege('cron', 'usage') then
+        return;     -- no job of ours can be there: scheduling takes the same privilege
     end if;
     -- By id: another role's job cannot be named, not even by a superuser.
     for v_job in execute

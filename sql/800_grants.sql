@@ -39,6 +39,7 @@ begin
         builder_score.unknown_user(builder_score.user_id),
         builder_score.scheduler(),
         builder_score.begin_run(text),
+        builder_score.is_alive(text),
         builder_score.may_go_on(),
         builder_score.run_batch(text),
         builder_score.beat(text, interval),
@@ -52,4 +53,8 @@ end
 $grants$;
 
 -- The schema's owner has made everything; what follows is the installer's again.
-reset role;
+do $become_installer$
+begin
+    perform set_config('role', current_setting('builder_score.installer'), true);
+end
+$become_installer$;

@@ -40,9 +40,10 @@ begin
         execute format('drop table %s', v_object.name);
     end loop;
     for v_object in
-        select p.oid::regprocedure as name from pg_proc as p where p.pronamespace = 'builder_score'::regnamespace
+        select p.oid::regprocedure::text as name from pg_proc as p where p.pronamespace = 'builder_score'::regnamespace
     loop
-        execute format('drop routine %s', v_object.name);
+        -- some of them are parts of others; nothing outside this schema uses any
+        execute format('drop routine if exists %s cascade', v_object.name);
     end loop;
     drop domain builder_score.user_id, builder_score.project_id;
 end

@@ -37,7 +37,8 @@ begin
         if v_count = 0 then
             v_type := 'uuid';
         else
-            select format_type(a.atttypid, a.atttypmod)
+            -- without its length: what is compared with an id may be longer
+            select format_type(a.atttypid, -1)
                    || case when a.attcollation <> y.typcollation
                            then format(' collate %I.%I', n.nspname, l.collname) else '' end
             into v_type
@@ -236,9 +237,10 @@ $roles$;
 
 comment on schema builder_score is 'Reputation scores: users.builder_score, kept right by triggers, a queue and a worker.';
 
--- What follows, up to the next reset role, is created by and for the schema's owner.
+-- What follows, up to $become_installer$, is created by and for the schema's owner.
 do $become_owner$
 begin
+    perform set_config('builder_score.installer', current_user, true);
     perform set_config('role', (select pg_get_userbyid(nspowner) from pg_namespace where nspname = 'builder_score'), true);
 end
 $become_owner$;
@@ -339,9 +341,13 @@ create table builder_score.score_recalc_queue (
 );
 
 create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)
-    where user_id is not null or project_id is not null;
+    where user_id is not null;
 create index score_recalc_queue_user on builder_score.score_recalc_queue (user_id)
     where user_id is not null;
+create index score_recalc_queue_project_due on builder_score.score_recalc_queue (not_before)
+    where project_id is not null;
+create index score_recalc_queue_project on builder_score.score_recalc_queue (project_id)
+    where project_id is not null;
 create index score_recalc_queue_everyone on builder_score.score_recalc_queue (not_before)
     where user_id is null and project_id is null;
 
@@ -354,8 +360,10 @@ comment on column builder_score.score_recalc_queue.priority is '0 high and past 
 comment on column builder_score.score_recalc_queue.not_before is 'A hint for the index: the row is not looked at earlier.';
 comment on column builder_score.score_recalc_queue.reason is 'What happened, for people.';
 comment on column builder_score.score_recalc_queue.enqueued_at is 'When the row was appended.';
-comment on index builder_score.score_recalc_queue_due is 'Due rows of one priority, oldest first.';
+comment on index builder_score.score_recalc_queue_due is 'Due users of one priority, oldest first.';
+comment on index builder_score.score_recalc_queue_project_due is 'Due projects, oldest first.';
 comment on index builder_score.score_recalc_queue_user is 'All rows of a user, to delete or defer them together.';
+comment on index builder_score.score_recalc_queue_project is 'Rows of a project, for is_pending().';
 comment on index builder_score.score_recalc_queue_everyone is 'Rows that stand for everyone; apart, because they wait for a walk that is under way.';
 comment on constraint score_recalc_queue_pkey on builder_score.score_recalc_queue is 'Ids are handed out by a sequence: unique without waiting.';
 
@@ -661,9 +669,10 @@ comment on function builder_score.is_filled(jsonb) is 'True when the value is a 
 
 create function builder_score.count_of(value numeric) returns numeric
 language sql immutable parallel safe
--- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range.
+-- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range; 10^-20 is far below any
+-- curve's least step and keeps the conversion to double precision from raising an underflow.
 return case
-    when value > 0 and value < 'Infinity'::numeric then least(value, 1e400)
+    when value > 0 and value < 'Infinity'::numeric then round(least(value, 1e400), 20)
     else 0
 end;
 
@@ -687,9 +696,10 @@ comment on function builder_score.count_of(jsonb) is
     'The value as a count: a JSON number, or text of the form 12 or 12.5; anything else is 0.';
 
 create function builder_score.to_jsonb_or_null(value text) returns jsonb
-language plpgsql immutable parallel safe
+language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $function$
+-- not parallel safe: the exception block is a subtransaction
 begin
     return value::jsonb;
 exception when others then
@@ -752,8 +762,8 @@ begin
     into f
     from builder_score.signals as s;
 
-    -- Each lateral part keeps to one user (limit, aggregate), so the planner cannot turn the batch into a
-    -- scan of a whole host table, whatever its statistics say.
+    -- Each lateral part keeps to one user or one project (aggregate, limit, offset 0), so that the planner cannot
+    -- turn the batch into a scan of a whole host table, whatever its statistics say or lack.
     return query
     select p.user_id,
            p.shipped, p.shipped_points,
@@ -803,12 +813,18 @@ begin
             from (
                 select c.user_id as person
                 from builder_score.host_projects as p
-                join builder_score.host_collaborations as c on c.project_id = p.id
-                where p.owner_id = i.user_id and c.status = any(v_confirmed)
+                cross join lateral (
+                    select k.user_id from builder_score.host_collaborations as k
+                    where k.project_id = p.id and k.status = any(v_confirmed)
+                    offset 0
+                ) as c
+                where p.owner_id = i.user_id
                 union all
                 select p.owner_id
                 from builder_score.host_collaborations as c
-                join builder_score.host_projects as p on p.id = c.project_id
+                cross join lateral (
+                    select h.owner_id from builder_score.host_projects as h where h.id = c.project_id offset 0
+                ) as p
                 where c.user_id = i.user_id and c.status = any(v_confirmed)
             ) as v
             where v.person <> i.user_id
@@ -934,13 +950,22 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+-- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
+-- update that moves a project to another partition fires as a delete and an insert
 begin
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project inserted');
+        end if;
     else
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason)
+            select n.id, 10, 'project inserted' from new_rows as n where n.id is not null;
+        end if;
     end if;
     return null;
 end
@@ -978,20 +1003,29 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+-- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
 begin
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (old.id, 10, 'project deleted');
+        end if;
     else
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
+        if tg_argv[0]::boolean then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason)
+            select o.id, 10, 'project deleted' from old_rows as o where o.id is not null;
+        end if;
     end if;
     return null;
 end
 $function$;
 
 comment on function builder_score.projects_after_delete() is
-    'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes.';
+    'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes, '
+    'or by the project where there is no foreign key.';
 
 create function builder_score.is_confirmed(status text) returns boolean
 language sql stable
@@ -1125,7 +1159,7 @@ comment on function builder_score.host_truncated() is 'Trigger: one row that sta
 -- From rows that name a project, or everyone, to rows that name a user.
 -- reads: the host views          writes: score_recalc_queue, backfill
 
-create function builder_score.expand_projects(row_ids bigint[]) returns bigint
+create function builder_score.expand_projects(max_rows integer) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -1141,7 +1175,9 @@ begin
         delete from builder_score.score_recalc_queue as q
         where q.id in (
             select c.id from builder_score.score_recalc_queue as c
-            where c.id = any(expand_projects.row_ids) and c.project_id is not null
+            where c.project_id is not null and c.not_before <= clock_timestamp()
+            order by c.not_before
+            limit expand_projects.max_rows
             for update skip locked
         )
         returning q.project_id, q.priority, q.reason, q.enqueued_at
@@ -1150,26 +1186,28 @@ begin
         select t.project_id, min(t.priority) as priority, min(t.reason) as reason, min(t.enqueued_at) as enqueued_at
         from taken as t
         group by t.project_id
+    ),
+    appended as (
+        insert into builder_score.score_recalc_queue (user_id, priority, reason, enqueued_at)
+        select c.user_id, min(p.priority), min(p.reason), min(p.enqueued_at)
+        from project as p
+        cross join lateral (
+            select h.owner_id as user_id from builder_score.host_projects as h where h.id = p.project_id
+            union all
+            select k.user_id from builder_score.host_collaborations as k
+            where k.project_id = p.project_id
+              and k.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+        ) as c
+        where c.user_id is not null
+        group by c.user_id
     )
-    insert into builder_score.score_recalc_queue (user_id, priority, reason, enqueued_at)
-    select c.user_id, min(p.priority), min(p.reason), min(p.enqueued_at)
-    from project as p
-    cross join lateral (
-        select h.owner_id as user_id from builder_score.host_projects as h where h.id = p.project_id
-        union all
-        select k.user_id from builder_score.host_collaborations as k
-        where k.project_id = p.project_id
-          and k.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
-    ) as c
-    where c.user_id is not null
-    group by c.user_id;
-    get diagnostics v_count = row_count;
+    select count(*) into v_count from taken;
     return v_count;
 end
 $function$;
 
-comment on function builder_score.expand_projects(bigint[]) is
-    'Turns queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many.';
+comment on function builder_score.expand_projects(integer) is
+    'Turns due queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many it took.';
 
 create function builder_score.start_backfill(reason text, only_ageing boolean) returns boolean
 language plpgsql security definer
@@ -1211,12 +1249,15 @@ declare
     v_chunk integer;
     v_ids builder_score.user_id[];
     v_now timestamptz;
-    v_reason text;
     v_enqueued bigint;
 begin
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
     -- people whom the new row means.
-    if not exists (select from builder_score.backfill) then
+    if exists (
+           select from builder_score.score_recalc_queue as q
+           where q.user_id is null and q.project_id is null and q.not_before <= clock_timestamp())
+       and builder_score.start_backfill('everyone', false)
+    then
         with taken as (
             delete from builder_score.score_recalc_queue as q
             where q.id in (
@@ -1226,10 +1267,8 @@ begin
             )
             returning q.reason
         )
-        select string_agg(distinct t.reason, ', ') into v_reason from taken as t;
-        if v_reason is not null then
-            perform builder_score.start_backfill(v_reason, false);
-        end if;
+        update builder_score.backfill as b
+        set reason = coalesce((select string_agg(distinct t.reason, ', ') from taken as t), b.reason);
     end if;
 
     select b.* into v_backfill from builder_score.backfill as b for update skip locked;
@@ -1237,7 +1276,8 @@ begin
         return null;
     end if;
     v_now := clock_timestamp();
-    if v_backfill.resume_at > v_now then
+    -- A step puts it off by a second at most; more means that the clock was set back.
+    if v_backfill.resume_at > v_now and v_backfill.resume_at <= v_now + interval '1 second' then
         return v_backfill.resume_at;
     end if;
 
@@ -1288,8 +1328,9 @@ begin
     update builder_score.backfill as b
     set after_user_id = v_ids[cardinality(v_ids)],
         seen = b.seen + cardinality(v_ids),
-        resume_at = greatest(b.resume_at, v_now - interval '1 second')
-                    + make_interval(secs => v_enqueued::double precision / v_settings.backfill_per_second)
+        -- looking at a user who needs nothing costs a tenth
+        resume_at = v_now + make_interval(
+            secs => greatest(v_enqueued, cardinality(v_ids) / 10.0)::double precision / v_settings.backfill_per_second)
     returning b.resume_at into v_now;
     return v_now;
 end
@@ -1345,12 +1386,7 @@ comment on function builder_score.refresh_ages() is
 -- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
 -- reads: everything          writes: users.builder_score and our own tables
 
-create function builder_score.choose_due(
-    batch_size integer,
-    batch_number bigint,
-    out user_ids builder_score.user_id[],
-    out project_rows bigint[]
-) returns record
+create function builder_score.choose_due(batch_size integer, batch_number bigint) returns builder_score.user_id[]
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -1363,33 +1399,32 @@ declare
     -- holds when a batch has fewer than ten places.
     v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
 begin
-    with due as (
-        select q.*
-        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
-        cross join lateral (
-            select q.id, q.user_id, q.project_id, q.priority, q.not_before
-            from builder_score.score_recalc_queue as q
-            where q.priority = p.priority
-              and q.not_before <= v_now
-              and (q.user_id is not null or q.project_id is not null)
-            order by q.not_before
-            limit batch_size
-        ) as q
-    ),
-    chosen as (
-        (select * from due order by not_before limit v_oldest)
-        union
-        (select * from due order by priority, not_before limit batch_size - v_oldest)
-    )
-    select coalesce(array_agg(distinct c.user_id) filter (where c.user_id is not null), '{}'),
-           coalesce(array_agg(c.id) filter (where c.project_id is not null), '{}')
-    into choose_due.user_ids, choose_due.project_rows
-    from chosen as c;
+    return (
+        with due as (
+            select q.*
+            from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+            cross join lateral (
+                select q.id, q.user_id, q.priority, q.not_before
+                from builder_score.score_recalc_queue as q
+                where q.priority = p.priority
+                  and q.not_before <= v_now
+                  and q.user_id is not null
+                order by q.not_before
+                limit batch_size
+            ) as q
+        ),
+        chosen as (
+            (select * from due order by not_before limit v_oldest)
+            union
+            (select * from due order by priority, not_before limit batch_size - v_oldest)
+        )
+        select coalesce(array_agg(distinct c.user_id), '{}') from chosen as c
+    );
 end
 $function$;
 
 comment on function builder_score.choose_due(integer, bigint) is
-    'The due rows a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
+    'The due users a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language sql security definer
@@ -1421,7 +1456,9 @@ declare
 begin
     -- The host's own triggers on users may use unqualified names: they get the host's search_path, and this
     -- one statement, which is analysed under it, names even its operator's schema.
-    perform set_config('builder_score.writing', 'on', true);     -- known to the trigger builder_score_overwritten
+    -- Known to the trigger builder_score_overwritten. The depth tells our write from one that a trigger of the
+    -- host's makes meanwhile.
+    perform set_config('builder_score.writing', pg_trigger_depth()::text, true);
     perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
     update builder_score.host_users as u
     set builder_score = w.score
@@ -1429,7 +1466,7 @@ begin
     where u.id operator(pg_catalog.=) w.id;
     get diagnostics v_written = row_count;
     perform pg_catalog.set_config('search_path', v_search_path, true);
-    perform set_config('builder_score.writing', 'off', true);
+    perform set_config('builder_score.writing', '', true);
 
     if v_written <> cardinality(user_ids) then
         raise exception 'users.builder_score was not written for % of % users', cardinality(user_ids) - v_written, cardinality(user_ids)
@@ -1442,6 +1479,24 @@ $function$;
 
 comment on function builder_score.write_scores(builder_score.user_id[], numeric[]) is
     'The one place that writes users.builder_score. The rows are locked by the caller.';
+
+create function builder_score.fire_deferred_triggers() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: what the host's deferred triggers write
+declare
+    v_search_path constant text := current_setting('search_path');
+begin
+    perform set_config('search_path', (select h.search_path || ', pg_temp' from builder_score.host as h), true);
+    set constraints all immediate;
+    perform pg_catalog.set_config('search_path', v_search_path, true);
+end
+$function$;
+
+comment on function builder_score.fire_deferred_triggers() is
+    'Lets the host''s deferred triggers fire while a failure can still be told to its user, not at COMMIT where nothing catches it.';
 
 create function builder_score.notify_changed(user_ids builder_score.user_id[], max_ids integer) returns void
 language plpgsql
@@ -1604,14 +1659,17 @@ $function$;
 comment on function builder_score.defer_held_rows(builder_score.user_id[], timestamptz[], bigint[]) is
     'Coalesces the queue rows of each user whom the caller has locked into one, due at the given moment.';
 
-create function builder_score.defer_blocked_users(user_ids builder_score.user_id[]) returns void
-language sql security definer
+create function builder_score.defer_blocked_users(user_ids builder_score.user_id[]) returns bigint
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
 -- Somebody else holds these users. If it is a worker, it is about to delete rows that it has seen, by id:
 -- so ids stay as they are, and rows that it already holds are skipped, not waited for.
+declare
+    v_count bigint;
+begin
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp() + interval '1 second'
     where q.id in (
@@ -1621,10 +1679,13 @@ as $function$
           and c.not_before <= clock_timestamp() + interval '1 second'
         for update skip locked
     );
+    get diagnostics v_count = row_count;
+    return v_count;
+end
 $function$;
 
 comment on function builder_score.defer_blocked_users(builder_score.user_id[]) is
-    'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them.';
+    'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them. Returns how many.';
 
 create function builder_score.forget_users(user_ids builder_score.user_id[]) returns void
 language sql security definer
@@ -1725,6 +1786,7 @@ create function builder_score.score_or_split(
     user_ids builder_score.user_id[],
     row_ids bigint[],
     row_users builder_score.user_id[],
+    split_until timestamptz,
     out recalculated integer,
     out changed integer,
     out failed integer,
@@ -1751,8 +1813,9 @@ begin
     begin
         select s.recalculated, s.changed into recalculated, changed
         from builder_score.score_users(user_ids, row_ids) as s;
+        perform builder_score.fire_deferred_triggers();
         return;
-    exception when others then
+    exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
         get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
     end;
 
@@ -1765,6 +1828,16 @@ begin
         return;
     end if;
 
+    -- A lock that somebody holds for long would strike every part alike, while we hold all these users.
+    if not builder_score.is_users_fault(v_code) and clock_timestamp() > split_until then
+        perform builder_score.defer_held_rows(
+            row_users,
+            array_fill(clock_timestamp() + make_interval(secs => 1 + random()), array[cardinality(row_ids)]),
+            row_ids
+        );
+        return;
+    end if;
+
     v_half := cardinality(user_ids) / 2;
     for v_users in
         select user_ids[:v_half] union all select user_ids[v_half + 1:]
@@ -1774,7 +1847,7 @@ begin
         from unnest(row_ids, row_users) as r(row_id, user_id)
         join unnest(v_users) as u(user_id) on u.user_id = r.user_id;
 
-        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users) as s;
+        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until) as s;
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
         failed := failed + v_part.failed;
@@ -1784,8 +1857,36 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[]) is
-    'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written.';
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+    'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
+    'After split_until, an error that is nobody''s fault puts the whole part off instead.';
+
+create function builder_score.reconsider_deferred() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+begin
+    -- what a worker holds is being decided with the new window or deferred by the old one for the last time
+    update builder_score.score_recalc_queue as q
+    set not_before = clock_timestamp()
+    where q.id in (
+        select c.id from builder_score.score_recalc_queue as c
+        where c.not_before > clock_timestamp() for update skip locked
+    );
+    return null;
+end
+$function$;
+
+comment on function builder_score.reconsider_deferred() is
+    'Trigger: a shorter debounce window also counts for rows that were put off by the longer one.';
+
+create trigger reconsider_deferred after update on builder_score.settings
+    for each row when (new.debounce_window < old.debounce_window)
+    execute function builder_score.reconsider_deferred();
+
+comment on trigger reconsider_deferred on builder_score.settings is 'Has the worker look again at rows put off by a longer window.';
 
 -- The order of a batch, on which rests that no update is lost and no score is stale.
 -- reads: everything          writes: users.builder_score and our own tables
@@ -1805,13 +1906,13 @@ set jit = off
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
--- chosen: how much it found to do; resume_at: when a throttled backfill goes on, null without one;
+-- chosen: how much it did something about; resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
     v_number bigint;
-    v_due record;
+    v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_seen record;
     v_scored record;
@@ -1831,34 +1932,43 @@ begin
 
     <<protected>>
     begin
-        -- (a) choose
-        select c.* into v_due from builder_score.choose_due(v_settings.batch_size, v_number) as c;
-        chosen := cardinality(v_due.user_ids) + cardinality(v_due.project_rows);
-        if cardinality(v_due.project_rows) > 0 then
-            perform builder_score.expand_projects(v_due.project_rows);
-        end if;
-        resume_at := builder_score.advance_backfill();
-        if cardinality(v_due.user_ids) = 0 then
+        -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
+        -- set of users before any of them is computed
+        chosen := builder_score.expand_projects(20 * v_settings.batch_size);
+        begin
+            resume_at := builder_score.advance_backfill();
+        exception when others then
+            v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
+        end;
+        v_due := builder_score.choose_due(v_settings.batch_size, v_number);
+        if cardinality(v_due) = 0 then
             exit protected;
         end if;
 
         -- (b) lock, waiting for nobody
-        v_locked := builder_score.lock_users(v_due.user_ids);
+        v_locked := builder_score.lock_users(v_due);
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         with candidate as (
             select c.user_id,
                    l.user_id is not null as locked,
-                   exists (select from builder_score.host_users as u where u.id = c.user_id) as present,
+                   p.present is not null as present,
                    greatest(
                        q.not_before,
-                       case when not q.forced then s.computed_at + v_settings.debounce_window end,
+                       -- a window that opened in the future: the clock was set back
+                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_settings.debounce_window end,
                        s.retry_at
                    ) as due,
                    q.row_ids
-            from unnest(v_due.user_ids) as c(user_id)
+            from unnest(v_due) as c(user_id)
             left join unnest(v_locked) as l(user_id) on l.user_id = c.user_id
-            left join builder_score.score_state as s on s.user_id = c.user_id
+            -- one probe each: a plain join may scan the whole table for a batch
+            left join lateral (
+                select x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
+            ) as s on true
+            left join lateral (
+                select true as present from builder_score.host_users as u where u.id = c.user_id limit 1
+            ) as p on true
             cross join lateral (
                 select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
                 from builder_score.score_recalc_queue as r
@@ -1897,12 +2007,13 @@ begin
         -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
         if cardinality(v_seen.ready) > 0 then
             select s.* into v_scored
-            from builder_score.score_or_split(v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users) as s;
+            from builder_score.score_or_split(
+                v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users, clock_timestamp() + 10 * v_settings.lock_timeout) as s;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
             failed := v_scored.failed;
             v_passes := v_scored.passes;
-            v_error := v_scored.last_error;
+            v_error := coalesce(v_scored.last_error, v_error);
         end if;
 
         -- (g) Who could not be taken. Rows of users whom we hold may make us wait for another worker that is
@@ -1914,8 +2025,13 @@ begin
             perform builder_score.forget_users(v_seen.gone);
             perform builder_score.delete_queue_rows(v_seen.gone_rows);
         end if;
+        chosen := chosen + cardinality(v_seen.ready) + cardinality(v_seen.early_rows) + cardinality(v_seen.gone);
         if cardinality(v_seen.blocked) > 0 then
-            perform builder_score.defer_blocked_users(v_seen.blocked);
+            chosen := chosen + builder_score.defer_blocked_users(v_seen.blocked);
+        end if;
+        if chosen = 0 then
+            -- Everything that is due is in the hands of another worker, which is about to commit.
+            resume_at := clock_timestamp() + interval '0.05 seconds';
         end if;
     exception when others then
         -- A lock on a whole table, a full disk: nobody's fault, nothing done; look again after a nap.
@@ -1946,6 +2062,8 @@ begin
             last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
         where w.worker = run_batch.worker;
     end if;
+    -- COMMIT may queue behind another session's NOTIFY.
+    perform set_config('lock_timeout', '1s', true);
 end
 $function$;
 
@@ -2002,8 +2120,24 @@ $function$;
 
 comment on function builder_score.beat(text, interval) is 'Heartbeat of a worker that found nothing to do.';
 
+create function builder_score.is_alive(worker text) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: worker_status
+-- writes: nothing
+begin
+    return exists (
+        select from builder_score.worker_status as w
+        where w.worker = is_alive.worker and w.heartbeat_at > clock_timestamp() - interval '30 seconds'
+    );
+end
+$function$;
+
+comment on function builder_score.is_alive(text) is 'Whether a worker was heard of in the last 30 seconds; an idle one beats every 5.';
+
 create function builder_score.may_go_on() returns boolean
-language plpgsql
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings, host
@@ -2017,7 +2151,7 @@ $function$;
 comment on function builder_score.may_go_on() is 'The stop flag that a running worker looks at each round: paused, or detached.';
 
 create function builder_score.nap_seconds(idle_rounds integer, resume_at timestamptz) returns double precision
-language sql volatile
+language sql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings
@@ -2093,7 +2227,7 @@ as $function$
 declare
     v_count bigint;
 begin
-    if to_regclass('cron.job_run_details') is null then
+    if not exists (select from pg_extension where extname = 'pg_cron') or not has_schema_privilege('cron', 'usage') then
         return 0;
     end if;
     execute $purge$
@@ -2106,8 +2240,6 @@ begin
     $purge$ using keep;
     get diagnostics v_count = row_count;
     return v_count;
-exception when insufficient_privilege then
-    return 0;   -- a worker that pg_cron did not start
 end
 $function$;
 
@@ -2174,6 +2306,8 @@ begin
     while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
+            -- unless that run is long dead and only its session keeps the lock; two workers do no harm
+            exit when not builder_score.is_alive('resident');
             return;
         end if;
         commit;
@@ -2187,7 +2321,6 @@ begin
         return;
     end if;
     perform builder_score.housekeeping();
-    commit;
     perform builder_score.purge_job_runs();
     commit;
 
@@ -2206,6 +2339,7 @@ begin
             set transaction isolation level read committed, read write;
             exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
             perform builder_score.beat('resident');
+            perform builder_score.housekeeping();
             commit;
             perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
             commit;
@@ -2267,7 +2401,7 @@ declare
 begin
     begin
         select u.id into v_id from builder_score.host_users as u where u.id = find_user.name::builder_score.user_id;
-    exception when data_exception then
+    exception when data_exception or check_violation then
         v_id := null;   -- not of the form of an id
     end;
     if v_id is null then
@@ -2369,13 +2503,9 @@ as $function$
 declare
     v_scheduled boolean := false;
 begin
-    if to_regclass('cron.job') is not null then
-        begin
-            execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
-            into v_scheduled;
-        exception when insufficient_privilege then
-            v_scheduled := false;
-        end;
+    if exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage') then
+        execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
+        into v_scheduled;
     end if;
     if v_scheduled then
         return 'pg_cron';
@@ -2457,7 +2587,7 @@ comment on column builder_score.health.last_error_at is 'When.';
 
 -- Onto the host's tables and off them again. All SECURITY INVOKER: the caller owns the host's tables.
 -- reads: pg_catalog          writes: host views, triggers, policies and grants on the host's tables
--- locks on host tables: SHARE ROW EXCLUSIVE (attach), ACCESS EXCLUSIVE (detach), both for milliseconds
+-- locks on host tables: ACCESS EXCLUSIVE for milliseconds (policies, and triggers that are replaced)
 
 create function builder_score.owner_role() returns name
 language sql stable
@@ -2514,6 +2644,19 @@ begin
                   detail = 'Expected users (id, builder_score), projects (id, owner_id, status) and project_collaborators (project_id, user_id, status).',
                   hint = 'Add what is missing, then SELECT * FROM builder_score.attach();';
     end if;
+    select string_agg(format('%s.id has type %s', t.name, builder_score.host_column_type(t.name, 'id')), ', ')
+    into v_missing
+    from unnest(array['users', 'projects']::name[]) as t(name)
+    where not exists (
+        select from pg_type as y
+        where y.oid = to_regtype(builder_score.host_column_type(t.name, 'id')) and y.typnamespace = 'pg_catalog'::regnamespace);
+    if v_missing is not null then
+        raise exception '%', v_missing
+            using errcode = 'datatype_mismatch',
+                  detail = 'Expected a type of PostgreSQL''s own, such as uuid, bigint or text: the comparison of another type lies in a '
+                           'schema that the worker''s search_path leaves out.',
+                  hint = 'Give the table a key of such a type.';
+    end if;
     if builder_score.host_column_type('users', 'builder_score') not in
        ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
         raise exception 'users.builder_score has type %', builder_score.host_column_type('users', 'builder_score')
@@ -2548,7 +2691,7 @@ begin
             v_filled := array_append(v_filled, case
                 when v_field <> 'contact_links' then format('builder_score.is_filled(u.%I::text)::integer', v_field)
                 when v_type = 'jsonb' then format('builder_score.is_filled(u.%I::jsonb)::integer', v_field)
-                when v_type = 'json' then format($expression$coalesce(json_typeof(u.%1$I::json) = 'object' and u.%1$I::text !~ '^\s*\{\s*\}\s*$', false)::integer$expression$, v_field)
+                when v_type = 'json' then format($expression$coalesce(json_typeof(u.%1$I::json) = 'object' and left(u.%1$I::text, 10000) !~ '^\s*\{\s*\}\s*$', false)::integer$expression$, v_field)
                 else format('builder_score.is_filled(builder_score.to_jsonb_or_null(u.%I::text))::integer', v_field)
             end);
         end if;
@@ -2557,7 +2700,7 @@ begin
     v_created_at := case builder_score.host_column_type('users', 'created_at')
         when 'timestamp with time zone' then 'u.created_at'
         when 'timestamp without time zone' then $expression$u.created_at at time zone 'UTC'$expression$
-        when 'date' then $expression$u.created_at::timestamp at time zone 'UTC'$expression$
+        when 'date' then $expression$case when u.created_at < date '294276-01-01' then u.created_at::timestamp at time zone 'UTC' else 'infinity' end$expression$
         else 'null'
     end;
 
@@ -2650,6 +2793,7 @@ declare
     v_regclass regclass;
     v_function text;
     v_partitioned boolean;
+    v_project_too text;
     v_trigger record;
 begin
     foreach v_table in array array['users', 'projects', 'project_collaborators']::name[] loop
@@ -2657,21 +2801,27 @@ begin
         v_function := case v_table when 'project_collaborators' then 'collaborators' else v_table end;
         -- Statement triggers on a partitioned table miss what is written to a partition directly.
         v_partitioned := (select c.relkind = 'p' from pg_class as c where c.oid = v_regclass);
+        v_project_too := case when v_table = 'projects' then
+            quote_literal(v_partitioned or not exists (
+                select from pg_constraint as f
+                where f.contype = 'f' and f.convalidated and f.confrelid = v_regclass
+                  and f.conrelid = builder_score.host_table('project_collaborators')))
+            else '' end;
 
         for v_trigger in
             select t.*
             from (values
                 ('insert', v_table, 'insert', case when v_partitioned then 'for each row' else 'referencing new table as new_rows for each statement' end,
-                 null, v_function || '_after_insert()', 'Appends the new rows'' people to the queue.'),
+                 null, v_function || format('_after_insert(%s)', v_project_too), 'Appends the new rows'' people to the queue.'),
                 ('delete', v_table, 'delete', case when v_partitioned then 'for each row' else 'referencing old table as old_rows for each statement' end,
-                 null, v_function || '_after_delete()', 'Appends the deleted rows'' people to the queue.'),
+                 null, v_function || format('_after_delete(%s)', v_project_too), 'Appends the deleted rows'' people to the queue.'),
                 ('truncate', v_table, 'truncate', 'for each statement',
                  null, 'host_truncated()', 'Appends one row that stands for everyone.'),
                 ('profile', 'users', 'update', 'for each row',
                  builder_score.changed_condition('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']),
                  'users_after_update(''profile changed'')', 'Appends the user when a profile field or created_at really changes.'),
                 ('overwritten', 'users', 'update', 'for each row',
-                 format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from ''on'')', builder_score.owner_role()),
+                 format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from pg_trigger_depth()::text)', builder_score.owner_role()),
                  'users_after_update(''score overwritten'')', 'Appends the user when anyone but our writer writes builder_score.'),
                 ('update', 'projects', 'update', 'for each row',
                  builder_score.changed_condition('projects', array['id', 'owner_id', 'status', 'github_stars', 'impact_metrics']),
@@ -2722,7 +2872,9 @@ begin
             end if;
         end if;
 
-        if v_host.relrowsecurity and not (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner) then
+        -- Also where row level security is off: a policy that is there does no harm, and one that is missing on
+        -- the day it is switched on makes everybody's score silently too low.
+        if not (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner) then
             select string_agg(format('%I', p.polname), ', ')
             into v_restrictive
             from pg_policy as p
@@ -2744,13 +2896,15 @@ begin
                 execute format('create policy builder_score_write on %s for update to %I using (true) with check (true)', v_host.name, v_owner);
                 execute format('comment on policy builder_score_write on %s is %L', v_host.name, 'The worker locks users and writes builder_score.');
             end if;
-            return next format('policy for %I on %s', v_owner, v_host.name);
+            if v_host.relrowsecurity then
+                return next format('policy for %I on %s', v_owner, v_host.name);
+            end if;
         end if;
     end loop;
 end
 $function$;
 
-comment on function builder_score.define_access() is 'Part of attach(): what the owner role needs on the host''s tables, and a permissive policy where row level security is on.';
+comment on function builder_score.define_access() is 'Part of attach(): what the owner role needs on the host''s tables, and permissive policies for it.';
 
 create function builder_score.trial_write() returns void
 language plpgsql security definer
@@ -2782,6 +2936,7 @@ as $function$
 -- returns: null when it works, else what is in the way and what mends it
 declare
     v_message text;
+    v_code text;
     v_object text[];
 begin
     begin
@@ -2790,11 +2945,11 @@ begin
     exception
         when sqlstate 'BS000' then
             return null;
-        when others then
-            get stacked diagnostics v_message = message_text;
+        when assert_failure or others then
+            get stacked diagnostics v_message = message_text, v_code = returned_sqlstate;
     end;
     v_object := regexp_match(v_message, '^permission denied for (table|sequence|schema|function) (\S+)$');
-    if v_object is not null then
+    if v_code = '42501' and v_object is not null then
         return format('a trial write to users failed: %s (a trigger of the host''s on users); mend it with: GRANT %s ON %s %s TO %I;',
             v_message,
             case v_object[1] when 'table' then 'SELECT, INSERT, UPDATE' when 'function' then 'EXECUTE' else 'USAGE' end,
@@ -3071,8 +3226,9 @@ as $function$
 -- reads: pg_extension, pg_settings
 -- writes: cron.job, host_additions
 declare
-    v_preloaded constant boolean := coalesce(current_setting('shared_preload_libraries', true), '') ~ '\mpg_cron\M';
-    v_database constant text := coalesce(current_setting('cron.database_name', true), 'postgres');
+    -- pg_settings hides what the caller may not see, where current_setting() raises; null: cannot know, so try
+    v_preloaded constant boolean := (select s.setting ~ '\mpg_cron\M' from pg_settings as s where s.name = 'shared_preload_libraries');
+    v_database constant text := (select s.setting from pg_settings as s where s.name = 'cron.database_name');
     v_why text;
 begin
     if not exists (select from pg_extension where extname = 'pg_cron') then
@@ -3128,8 +3284,8 @@ declare
     v_job record;
     v_others boolean;
 begin
-    if to_regclass('cron.job') is null then
-        return;
+    if not exists (select from pg_extension where extname = 'pg_cron') or not has_schema_privilege('cron', 'usage') then
+        return;     -- no job of ours can be there: scheduling takes the same privilege
     end if;
     -- By id: another role's job cannot be named, not even by a superuser.
     for v_job in execute
@@ -3196,6 +3352,7 @@ begin
         builder_score.unknown_user(builder_score.user_id),
         builder_score.scheduler(),
         builder_score.begin_run(text),
+        builder_score.is_alive(text),
         builder_score.may_go_on(),
         builder_score.run_batch(text),
         builder_score.beat(text, interval),
@@ -3209,4 +3366,8 @@ end
 $grants$;
 
 -- The schema's owner has made everything; what follows is the installer's again.
-reset role;
+do $become_installer$
+begin
+    perform set_config('role', current_setting('builder_score.installer'), true);
+end
+$become_installer$;
