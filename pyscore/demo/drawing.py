@@ -1,0 +1,68 @@
+"""Bars, histograms and tables, for 80 columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+FULL, EMPTY = "█", "░"
+ASCII_FULL, ASCII_EMPTY = "#", "."
+
+
+def bar(value: float, most: float, width: int, *, full: str = FULL, empty: str = " ") -> str:
+    """Draw a value as a share of the largest; what is not zero is seen.
+
+    Args:
+        value: From 0 to ``most``.
+        most: What fills the bar.
+        width: Characters.
+        full: The character for what is there.
+        empty: The character for the rest.
+    """
+    cells = round(width * value / most) if most > 0 else 0
+    if value > 0:
+        cells = max(1, cells)
+    return full * cells + empty * (width - cells)
+
+
+def histogram(counts: Mapping[int, int], *, step: int, width: int, full: str = FULL) -> list[str]:
+    """Draw how many values are in each range, from zero to the highest that has any.
+
+    Args:
+        counts: How many, by the ranges' lowest values, which are multiples of ``step``.
+        step: How wide a range of whole numbers is.
+        width: Characters of the longest bar.
+        full: The character of the bars.
+    """
+    most = max(counts.values(), default=0)
+    lines: list[str] = []
+    for low in range(0, max(counts, default=-1) + 1, step):
+        count = counts.get(low, 0)
+        label = f"{low:>3} - {low + step - 1:<3}"
+        lines.append(f"{label} {bar(count, most, width, full=full)} {count:>6,}")
+    return lines
+
+
+def explanation(signals: Sequence[tuple[str, Any, float, float]], *, ascii_only: bool) -> Table:
+    """Make the table of one person's signals.
+
+    Args:
+        signals: What builder_score.explain() says: signal, raw value, points, most points.
+        ascii_only: Whether the output can hold nothing else.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in ("signal", "raw", "points", "of"):
+        table.add_column(name, justify="left" if name == "signal" else "right")
+    table.add_column("")
+    full, empty = (ASCII_FULL, ASCII_EMPTY) if ascii_only else (FULL, EMPTY)
+    for signal, raw, points, most in signals:
+        drawn = bar(points, most, round(most), full=full, empty=empty)
+        table.add_row(signal, f"{raw:,.6g}", f"{points:.2f}", f"{most:g}", drawn)
+    return table
+
+
+def heading(console: Console, text: str) -> None:
+    """Print a heading."""
+    console.print()
+    console.print(text, style="bold", markup=False)
