@@ -182,15 +182,16 @@ as $procedure$
 declare
     v_batch record;
 begin
-    -- Ends the transaction of the call itself, which may be at any isolation level. In a transaction block of
-    -- the caller's this raises 2D000, before anything was done.
+    -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
+    -- The first one ends the transaction of the call itself, which may be at any isolation level; in a
+    -- transaction block of the caller's it raises 2D000, before anything was done.
     commit;
     set transaction isolation level read committed, read write;
     if not builder_score.begin_run('drain') then
         return;
     end if;
-    commit;
     loop
+        commit;
         set transaction isolation level read committed, read write;
         if not builder_score.may_go_on() then
             return;
@@ -204,7 +205,6 @@ begin
         if v_batch.chosen operator(pg_catalog.=) 0 then
             exit when v_batch.resume_at is null;
             perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));
-            commit;
         end if;
     end loop;
 end
@@ -250,10 +250,10 @@ begin
     end if;
     perform builder_score.housekeeping();
     perform builder_score.purge_job_runs();
-    commit;
 
     v_idle := 0;
     loop
+        commit;
         set transaction isolation level read committed, read write;
         -- Uninstalled while we slept: there is nothing left to call.
         exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
@@ -264,13 +264,13 @@ begin
         if v_batch.chosen operator(pg_catalog.>) 0 then
             v_idle := 0;
         else
+            commit;
             set transaction isolation level read committed, read write;
             exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
             perform builder_score.beat('resident');
             perform builder_score.housekeeping();
             commit;
             perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
-            commit;
             v_idle := v_idle operator(pg_catalog.+) 1;
         end if;
     end loop;
