@@ -87,7 +87,8 @@ def run_online() -> None:
                 return
             except (psycopg.Error, DBAPIError) as error:
                 # SQLAlchemy wraps what Alembic runs; our scripts go to psycopg directly
-                cause = error.orig if isinstance(error, DBAPIError) else error
+                first = first_cause(error)
+                cause = first.orig if isinstance(first, DBAPIError) else first
                 if not isinstance(cause, psycopg.Error):
                     raise
                 if not isinstance(cause, psycopg.errors.LockNotAvailable) or nap is None:
@@ -113,9 +114,27 @@ def migrate(connection: Connection) -> None:
         with context.begin_transaction():
             context.run_migrations()
     finally:
-        if not connection.invalidated and not connection.closed:
+        if is_usable(connection):
             connection.rollback()
             drop_schema_without_revision(connection)
+
+
+def is_usable(connection: Connection) -> bool:
+    """Tell whether the server still listens; SQLAlchemy does not see what psycopg is told."""
+    if connection.invalidated or connection.closed:
+        return False
+    driver = connection.connection.driver_connection
+    return driver is not None and not driver.closed
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Find what the server said first; what follows a lost connection only says that it is lost."""
+    first = error
+    while error.__context__ is not None:
+        error = error.__context__
+        if isinstance(error, psycopg.Error):
+            first = error
+    return first
 
 
 def create_schema(connection: Connection) -> None:
@@ -179,7 +198,7 @@ def migration_lock(connection: Connection, deadline: float) -> Generator[None]:
     try:
         yield
     finally:
-        if not connection.invalidated and not connection.closed:
+        if is_usable(connection):
             connection.rollback()
             connection.execute(text(f"select pg_advisory_unlock({MIGRATION_LOCK})"))
             connection.commit()

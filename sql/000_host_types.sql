@@ -47,7 +47,7 @@ begin
               and a.attname = 'id'
               and not a.attisdropped;
             if not found then
-                raise exception 'table "%.%" has no column "id"', v_schema, v_target.host_table
+                raise exception '%.id is missing in schema "%"', v_target.host_table, v_schema
                     using errcode = 'undefined_column',
                           detail = 'builder_score identifies users and projects by a single column named id.',
                           hint = 'Add the column, or a generated one, before migrating.';

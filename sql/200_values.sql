@@ -25,7 +25,7 @@ language sql immutable parallel safe
 -- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range; 10^-20 is far below any
 -- curve's least step and keeps the conversion to double precision from raising an underflow.
 return case
-    when value > 0 and value < 'Infinity'::numeric then round(least(value, 1e400), 20)
+    when value > 0 and value < 'Infinity'::numeric then trim_scale(round(least(value, 1e400), 20))
     else 0
 end;
 

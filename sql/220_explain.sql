@@ -15,6 +15,24 @@ $function$;
 
 comment on function builder_score.unknown_user(builder_score.user_id) is 'Raises the one error for a user who does not exist.';
 
+create function builder_score.require_attached() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: nothing
+begin
+    if (select h.attached_at is null from builder_score.host as h) then
+        raise exception 'builder_score is detached from the host''s tables'
+            using errcode = 'object_not_in_prerequisite_state',
+                  detail = 'Its views and triggers were removed by detach(); scores stay as they were.',
+                  hint = 'SELECT * FROM builder_score.attach();';
+    end if;
+end
+$function$;
+
+comment on function builder_score.require_attached() is 'Raises the one error for a schema that is detached.';
+
 create function builder_score.explain(user_id builder_score.user_id)
 returns table (signal text, raw numeric, points double precision, max_points double precision)
 language plpgsql stable security definer
@@ -24,6 +42,7 @@ as $function$
 -- writes: nothing
 #variable_conflict use_column
 begin
+    perform builder_score.require_attached();
     return query
     select v.signal, v.raw, v.points, coalesce(s.max_points, 0)
     from builder_score.compute(array[explain.user_id], array[clock_timestamp()]) as c

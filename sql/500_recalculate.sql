@@ -17,6 +17,7 @@ begin
                   detail = 'Expected read committed: under an older snapshot the score could be written from data that is no longer true.',
                   hint = format('SELECT builder_score.enqueue(%L, 0); the worker then computes it at once, past the debounce.', recalculate.user_id);
     end if;
+    perform builder_score.require_attached();
     perform from builder_score.host_users as u where u.id = recalculate.user_id for no key update;
     if not found then
         perform builder_score.unknown_user(recalculate.user_id);
@@ -43,6 +44,7 @@ as $function$
 declare
     v_id builder_score.user_id;
 begin
+    perform builder_score.require_attached();
     begin
         select u.id into v_id from builder_score.host_users as u where u.id = find_user.name::builder_score.user_id;
     exception when data_exception or check_violation then
@@ -99,6 +101,7 @@ declare
     v_ids builder_score.user_id[] := verify.user_ids;
     v_after builder_score.user_id;
 begin
+    perform builder_score.require_attached();
     loop
         if verify.user_ids is null then
             -- everyone, a thousand at a time: memory stays small

@@ -58,3 +58,13 @@ begin
     perform set_config('role', current_setting('builder_score.installer'), true);
 end
 $become_installer$;
+
+do $version_table$
+begin
+    -- Alembic's, so the installer's; the command line asks it which version this is.
+    if to_regclass('builder_score.alembic_version') is not null and to_regrole('builder_score_operator') is not null
+       and (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') = 'builder_score_owner' then
+        grant select on builder_score.alembic_version to builder_score_operator;
+    end if;
+end
+$version_table$;

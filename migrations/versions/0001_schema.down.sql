@@ -39,12 +39,11 @@ begin
     loop
         execute format('drop table %s', v_object.name);
     end loop;
-    for v_object in
-        select p.oid::regprocedure::text as name from pg_proc as p where p.pronamespace = 'builder_score'::regnamespace
-    loop
-        -- some of them are parts of others; nothing outside this schema uses any
-        execute format('drop routine if exists %s cascade', v_object.name);
-    end loop;
+    -- In one statement: some depend on others.
+    execute (
+        select 'drop routine ' || string_agg(p.oid::regprocedure::text, ', ')
+        from pg_proc as p where p.pronamespace = 'builder_score'::regnamespace
+    );
     drop domain builder_score.user_id, builder_score.project_id;
 end
 $schema$;
@@ -56,6 +55,7 @@ begin
     revoke all on schema builder_score from public;
     if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') = 'builder_score_owner' then
         revoke all on schema builder_score from builder_score_operator;
+        revoke all on builder_score.alembic_version from builder_score_operator;
         execute format('alter schema builder_score owner to %I', current_user);
     end if;
     foreach v_role in array array['builder_score_operator', 'builder_score_owner']::name[] loop

@@ -50,7 +50,7 @@ begin
               and a.attname = 'id'
               and not a.attisdropped;
             if not found then
-                raise exception 'table "%.%" has no column "id"', v_schema, v_target.host_table
+                raise exception '%.id is missing in schema "%"', v_target.host_table, v_schema
                     using errcode = 'undefined_column',
                           detail = 'builder_score identifies users and projects by a single column named id.',
                           hint = 'Add the column, or a generated one, before migrating.';
@@ -63,6 +63,62 @@ $host_types$;
 
 comment on domain builder_score.user_id is 'The type of the host''s users.id.';
 comment on domain builder_score.project_id is 'The type of the host''s projects.id.';
+
+-- What later migrations would stumble over, said while nothing has been done yet.
+-- reads: pg_catalog          writes: nothing
+-- locks on host tables: none
+
+do $preconditions$
+declare
+    v_schema constant text :=
+        coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public');
+    v_lacking text;
+    v_type text;
+begin
+    if to_regclass(format('%I.users', v_schema)) is null then
+        return;     -- the reference tables have all of it
+    end if;
+
+    select string_agg(format('%s.%s', c.table_name, c.column_name), ', ')
+    into v_lacking
+    from (values ('users', 'id'), ('projects', 'id'), ('projects', 'owner_id'), ('projects', 'status'),
+                 ('project_collaborators', 'project_id'), ('project_collaborators', 'user_id'),
+                 ('project_collaborators', 'status')) as c(table_name, column_name)
+    where not exists (
+        select from pg_attribute as a
+        where a.attrelid = to_regclass(format('%I.%I', v_schema, c.table_name))
+          and a.attname = c.column_name and not a.attisdropped);
+    if v_lacking is not null then
+        raise exception 'the tables in schema "%" lack %', v_schema, v_lacking
+            using errcode = 'undefined_column',
+                  detail = 'Expected users (id), projects (id, owner_id, status) and '
+                           'project_collaborators (project_id, user_id, status).',
+                  hint = 'Add what is missing, or a generated column of that name, then migrate again.';
+    end if;
+
+    select format_type(coalesce(nullif(y.typbasetype, 0), y.oid), null) into v_type
+    from pg_attribute as a join pg_type as y on y.oid = a.atttypid
+    where a.attrelid = to_regclass(format('%I.users', v_schema)) and a.attname = 'builder_score' and not a.attisdropped;
+    if v_type not in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
+        raise exception 'users.builder_score has type %', v_type
+            using errcode = 'datatype_mismatch',
+                  detail = 'Expected smallint, integer, bigint, real, double precision or numeric.',
+                  hint = 'Change the column''s type, or rename it: migrate then adds one of its own.';
+    end if;
+
+    select string_agg(format('%I.%I (owned by %I)', v_schema, c.relname, pg_get_userbyid(c.relowner)), ', ' order by c.relname)
+    into v_lacking
+    from pg_class as c
+    where c.oid in (select to_regclass(format('%I.%I', v_schema, t.name)) from unnest(array['users', 'projects', 'project_collaborators']) as t(name))
+      and not pg_has_role(current_user, c.relowner, 'usage');
+    if v_lacking is not null then
+        raise exception '% is not the owner of %', current_user, v_lacking
+            using errcode = 'insufficient_privilege',
+                  detail = 'Triggers and indexes on a table, and a column, are added by its owner.',
+                  hint = 'Migrate as the role that owns the tables, or as a superuser.';
+    end if;
+end
+$preconditions$;
 
 -- Logical replication: a subscriber that lacks our tables or our column stops at the first change to them.
 -- So refuse until somebody says that the subscribers are ready.
@@ -672,7 +728,7 @@ language sql immutable parallel safe
 -- 10^400 is far beyond any curve's maximum and keeps a sum of many inside numeric's range; 10^-20 is far below any
 -- curve's least step and keeps the conversion to double precision from raising an underflow.
 return case
-    when value > 0 and value < 'Infinity'::numeric then round(least(value, 1e400), 20)
+    when value > 0 and value < 'Infinity'::numeric then trim_scale(round(least(value, 1e400), 20))
     else 0
 end;
 
@@ -854,6 +910,24 @@ $function$;
 
 comment on function builder_score.unknown_user(builder_score.user_id) is 'Raises the one error for a user who does not exist.';
 
+create function builder_score.require_attached() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: nothing
+begin
+    if (select h.attached_at is null from builder_score.host as h) then
+        raise exception 'builder_score is detached from the host''s tables'
+            using errcode = 'object_not_in_prerequisite_state',
+                  detail = 'Its views and triggers were removed by detach(); scores stay as they were.',
+                  hint = 'SELECT * FROM builder_score.attach();';
+    end if;
+end
+$function$;
+
+comment on function builder_score.require_attached() is 'Raises the one error for a schema that is detached.';
+
 create function builder_score.explain(user_id builder_score.user_id)
 returns table (signal text, raw numeric, points double precision, max_points double precision)
 language plpgsql stable security definer
@@ -863,6 +937,7 @@ as $function$
 -- writes: nothing
 #variable_conflict use_column
 begin
+    perform builder_score.require_attached();
     return query
     select v.signal, v.raw, v.points, coalesce(s.max_points, 0)
     from builder_score.compute(array[explain.user_id], array[clock_timestamp()]) as c
@@ -2373,6 +2448,7 @@ begin
                   detail = 'Expected read committed: under an older snapshot the score could be written from data that is no longer true.',
                   hint = format('SELECT builder_score.enqueue(%L, 0); the worker then computes it at once, past the debounce.', recalculate.user_id);
     end if;
+    perform builder_score.require_attached();
     perform from builder_score.host_users as u where u.id = recalculate.user_id for no key update;
     if not found then
         perform builder_score.unknown_user(recalculate.user_id);
@@ -2399,6 +2475,7 @@ as $function$
 declare
     v_id builder_score.user_id;
 begin
+    perform builder_score.require_attached();
     begin
         select u.id into v_id from builder_score.host_users as u where u.id = find_user.name::builder_score.user_id;
     exception when data_exception or check_violation then
@@ -2455,6 +2532,7 @@ declare
     v_ids builder_score.user_id[] := verify.user_ids;
     v_after builder_score.user_id;
 begin
+    perform builder_score.require_attached();
     loop
         if verify.user_ids is null then
             -- everyone, a thousand at a time: memory stays small
@@ -3371,3 +3449,13 @@ begin
     perform set_config('role', current_setting('builder_score.installer'), true);
 end
 $become_installer$;
+
+do $version_table$
+begin
+    -- Alembic's, so the installer's; the command line asks it which version this is.
+    if to_regclass('builder_score.alembic_version') is not null and to_regrole('builder_score_operator') is not null
+       and (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') = 'builder_score_owner' then
+        grant select on builder_score.alembic_version to builder_score_operator;
+    end if;
+end
+$version_table$;

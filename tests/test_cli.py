@@ -1,0 +1,439 @@
+"""The commands as people and programs meet them: what they print, and how they end."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection
+from psycopg.conninfo import conninfo_to_dict
+
+from pyscore.cluster import PrivateCluster
+from tests.catalogue import dump
+from tests.commands import PYSCORE, ROOT, call, environment, error_line, output, pyscore
+from tests.community import add_project, add_user, configure, drain, queue, score
+from tests.conftest import dsn
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running_worker(database: str) -> Generator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        [*PYSCORE, "worker", "--dsn", database],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def role(server: PrivateCluster) -> Generator[str]:
+    """A role that may log in and no more."""
+    name = f"cli_{uuid4().hex[:12]}"
+    server.psql("-c", f"create role {name} login")
+    yield name
+    server.psql("-c", f"drop role {name}")
+
+
+def as_role(server: PrivateCluster, database: str, role: str) -> str:
+    return dsn(server, str(conninfo_to_dict(database)["dbname"]), user=role)
+
+
+# migrate, uninstall -------------------------------------------------------------------------------
+
+
+def test_migrate_says_where_the_database_is_now(empty_database: str) -> None:
+    said = output(pyscore("migrate", "--dsn", empty_database))
+    assert "keep `pyscore worker` running instead" in said, "there is no pg_cron in this database"
+    assert said.splitlines()[-1] == "at revision 0005"
+
+
+def test_uninstall_asks_first_and_no_changes_nothing(server: PrivateCluster, database: str) -> None:
+    before = dump(server, database)
+    done = pyscore("uninstall", "--dsn", database, stdin="n\n")
+    assert done.returncode == 1
+    name = conninfo_to_dict(database)["dbname"]
+    assert "Remove the schema builder_score" in done.stderr
+    assert f"database {name}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert dump(server, database) == before
+
+
+def test_uninstall_goes_ahead_on_yes(database: str, db: Connection[Any]) -> None:
+    assert "uninstalled" in output(pyscore("uninstall", "--dsn", database, stdin="y\n"))
+    assert db.execute("select to_regnamespace('builder_score')").fetchone() == (None,)
+
+
+# recompute ----------------------------------------------------------------------------------------
+
+
+def test_recompute_prints_both_scores_and_why(database: str, db: Connection[Any]) -> None:
+    ada = add_user(db, "ada")
+    add_project(db, ada, status="shipped")
+    said = output(pyscore("recompute", "ada", "--dsn", database))
+    first, heading, *signals = said.splitlines()
+    assert first == "ada: 0 -> 10"
+    assert heading.split() == ["signal", "raw", "points", "of"]
+    assert [line.split()[0] for line in signals] == [
+        "shipped",
+        "vouches",
+        "impact",
+        "profile",
+        "age",
+    ]
+    assert signals[0].split() == ["shipped", "1", "10.00", "30"]
+    assert score(db, ada) == 10
+
+
+def test_recompute_takes_ids_and_usernames_and_answers_in_json(
+    database: str, db: Connection[Any]
+) -> None:
+    ada, grace = add_user(db, "ada"), add_user(db, "grace", bio="ships")
+    add_project(db, ada, status="shipped")
+    said = json.loads(output(pyscore("recompute", "grace", str(ada), "--json", "--dsn", database)))
+    assert [(one["user"], one["user_id"]) for one in said] == [
+        ("grace", str(grace)),
+        (str(ada), str(ada)),
+    ]
+    assert [(one["old_score"], one["new_score"]) for one in said] == [(0, 3), (0, 10)]
+    for one in said:
+        assert [signal["signal"] for signal in one["signals"]] == [
+            "shipped",
+            "vouches",
+            "impact",
+            "profile",
+            "age",
+        ]
+        assert set(one["signals"][0]) == {"signal", "raw", "points", "max_points"}
+        points = sum(signal["points"] for signal in one["signals"])
+        assert abs(points - one["new_score"]) <= 0.5, "it is the sum, rounded"
+
+
+def test_an_unknown_user_is_named_and_nobody_is_recomputed(
+    database: str, db: Connection[Any]
+) -> None:
+    ada = add_user(db, "ada", bio="ships")
+    nobody = str(uuid4())
+    line = error_line(pyscore("recompute", "ada", "nobody", nobody, "--dsn", database))
+    assert f"no such user: nobody, {nobody};" in line
+    assert "nothing was recomputed" in line
+    assert score(db, ada) == 0
+    assert db.execute("select count(*) from builder_score.score_state").fetchone() == (0,)
+
+
+def test_recompute_goes_past_the_debounce_and_opens_a_new_window(
+    database: str, db: Connection[Any]
+) -> None:
+    ada = add_user(db, "ada")
+    drain(db)
+    add_project(db, ada, status="shipped")
+    drain(db)
+    assert score(db, ada) == 0, "the window is open: the event has to wait"
+    assert output(call("recompute", "ada", "--dsn", database)).startswith("ada: 0 -> 10")
+    assert queue(db) == []
+    add_project(db, ada, status="shipped")
+    drain(db)
+    assert score(db, ada) == 10
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_recompute_works_whatever_the_databases_default_isolation(
+    server: PrivateCluster, database: str, db: Connection[Any], level: str
+) -> None:
+    name = conninfo_to_dict(database)["dbname"]
+    add_user(db, "ada", bio="ships")
+    server.psql("-c", f"alter database {name} set default_transaction_isolation = '{level}'")
+    assert output(call("recompute", "ada", "--dsn", database)).startswith("ada: 0 -> 3")
+    output(call("worker", "--once", "--dsn", database))
+    assert "at revision" in output(call("migrate", "--dsn", database))
+
+
+# status -------------------------------------------------------------------------------------------
+
+BEATING = """
+update builder_score.worker_status
+set heartbeat_at = clock_timestamp(), started_at = clock_timestamp() where worker = 'resident'
+"""
+
+
+def test_a_healthy_database_ends_status_with_0(database: str, db: Connection[Any]) -> None:
+    add_user(db, "ada")
+    with running_worker(database):
+        wait_until(lambda: queue(db) == [], "the worker has done its work")
+        said = output(pyscore("status", "--dsn", database))
+        assert said.splitlines()[-1] == "healthy"
+        answer = json.loads(output(pyscore("status", "--json", "--dsn", database)))
+    assert answer["problems"] == []
+    assert (answer["scheduler"], answer["attached"], answer["paused"]) == ("worker", True, False)
+    assert (answer["queue_depth"], answer["recalculated"], answer["dead_letters"]) == (0, 1, 0)
+    assert 0 <= answer["heartbeat_age"] < 120
+
+
+def test_pg_cron_is_a_scheduler(cron_database: str) -> None:
+    answer = json.loads(call("status", "--json", "--dsn", cron_database).stdout)
+    assert answer["scheduler"] == "pg_cron"
+
+
+def test_status_with_pg_cron_on_a_database_that_was_just_installed_is_healthy(
+    cron_database: str,
+) -> None:
+    assert "healthy" in output(call("status", "--dsn", cron_database))
+
+
+PROBLEMS = {
+    "select builder_score.detach()": "detached: SELECT * FROM builder_score.attach();",
+    "update builder_score.settings set paused = true, paused_reason = 'maintenance'": (
+        "paused (maintenance): UPDATE builder_score.settings SET paused = false;"
+    ),
+    "update builder_score.worker_status set heartbeat_at = null": "nothing runs the worker",
+    "insert into builder_score.score_recalc_queue (priority, reason, not_before)"
+    " values (20, 'x', now() - interval '1 hour')": "the oldest due row waits since 1:00:0",
+    "insert into builder_score.score_dead_letter"
+    " values (gen_random_uuid(), 5, '22012', 'division by zero', now(), now())": (
+        "1 dead letters: SELECT * FROM builder_score.score_dead_letter;"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", PROBLEMS)
+def test_a_problem_ends_status_with_3_and_says_what_to_do(
+    database: str, db: Connection[Any], statement: str
+) -> None:
+    db.execute(BEATING)
+    db.execute(statement)  # type: ignore[arg-type]
+    done = call("status", "--dsn", database)
+    assert (done.returncode, done.stderr) == (3, "")
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("! ")]
+    assert PROBLEMS[statement] in said
+    done = call("status", "--json", "--dsn", database)
+    assert done.returncode == 3
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert PROBLEMS[statement] in problem
+
+
+def test_a_silent_pg_cron_job_is_a_problem(cron_database: str) -> None:
+    with psycopg.connect(cron_database, autocommit=True) as db:
+        # a job that is there and cannot start, as where pg_hba does not let it in
+        db.execute("update builder_score.settings set paused = true")
+        db.execute("update cron.job set active = (jobname = 'builder-score-worker')")
+        db.execute("update cron.job set nodeport = 1 where jobname = 'builder-score-worker'")
+        db.execute(
+            "update builder_score.worker_status set heartbeat_at = now() - interval '1 hour'"
+        )
+        db.execute("update builder_score.settings set paused = false")
+        done = call("status", "--dsn", cron_database)
+    assert done.returncode == 3
+    assert "! the worker was last heard of 1:00:0" in done.stdout
+    assert "cron.job_run_details" in done.stdout
+
+
+# worker -------------------------------------------------------------------------------------------
+
+
+def test_worker_once_does_what_is_due_and_returns(database: str, db: Connection[Any]) -> None:
+    ada = add_user(db, "ada", bio="ships")
+    output(pyscore("worker", "--once", "--dsn", database))
+    assert (score(db, ada), queue(db)) == (3, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_worker_cleanly(
+    database: str, db: Connection[Any], number: signal.Signals
+) -> None:
+    with running_worker(database) as worker:
+        ada = add_user(db, "ada", bio="ships")
+        wait_until(lambda: score(db, ada) == 3, "the score arrives while the worker runs")
+        worker.send_signal(number)
+        _, stderr = worker.communicate(timeout=20)
+    assert worker.returncode == 0
+    assert stderr.splitlines()[1:] == ["stopped"]
+    assert stderr.startswith("working on ")
+
+
+def test_a_batch_that_a_signal_interrupts_is_done_again_not_half_done(
+    database: str, db: Connection[Any]
+) -> None:
+    # a batch that lasts as long as this test needs
+    db.execute(
+        "create function hold() returns trigger language plpgsql as"
+        " 'begin perform pg_advisory_xact_lock(42); return new; end'"
+    )
+    db.execute("create trigger hold before update on users for each row execute function hold()")
+    configure(db, lock_timeout="10 seconds")
+    db.execute("select pg_advisory_lock(42)")
+    ada, grace = add_user(db, "ada", bio="ships"), add_user(db, "grace", bio="ships")
+    with running_worker(database) as worker:
+        blocked = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        wait_until(lambda: db.execute(blocked).fetchall() == [(1,)], "a batch is under way")
+        worker.send_signal(signal.SIGTERM)
+        worker.communicate(timeout=20)
+        assert worker.returncode == 0
+    assert db.execute(blocked).fetchall() == [(0,)], "its batch is still running"
+    assert (score(db, ada), score(db, grace), len(queue(db))) == (0, 0, 2)
+    assert db.execute("select count(*) from builder_score.score_state").fetchone() == (0,)
+    db.execute("select pg_advisory_unlock(42)")
+    drain(db)
+    assert (score(db, ada), score(db, grace), len(queue(db))) == (3, 3, 0)
+
+
+def test_the_worker_survives_the_loss_of_its_backend(database: str, db: Connection[Any]) -> None:
+    resident = (
+        "select pid from pg_stat_activity where application_name = 'builder-score-worker'"
+        " and datname = current_database()"
+    )
+    with running_worker(database) as worker:
+        wait_until(lambda: len(db.execute(resident).fetchall()) == 1, "the worker is connected")
+        (old,) = db.execute(resident).fetchall()
+        db.execute("select pg_terminate_backend(%s)", old)
+        wait_until(lambda: db.execute(resident).fetchall() not in ([], [old]), "it comes back")
+        ada = add_user(db, "ada", bio="ships")
+        wait_until(lambda: score(db, ada) == 3, "the score arrives")
+        worker.send_signal(signal.SIGTERM)
+        _, stderr = worker.communicate(timeout=20)
+    assert worker.returncode == 0
+    _, trouble, *_ = stderr.splitlines()
+    assert trouble.startswith("pyscore: ")
+    assert trouble.endswith("; trying again")
+    assert "Traceback" not in stderr
+
+
+# errors -------------------------------------------------------------------------------------------
+
+COMMANDS = [
+    ("migrate",),
+    ("uninstall", "--yes"),
+    ("recompute", "ada"),
+    ("status",),
+    ("worker",),
+    ("worker", "--once"),
+]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("recompute",), ("status", "--no-such-option"), ("no-such-command",)]
+)
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
+    done = call(*arguments)
+    assert done.returncode == 2
+    if arguments:
+        assert "--help" in error_line(done, 2)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_server_that_is_down_is_one_line(
+    server: PrivateCluster, command: tuple[str, ...]
+) -> None:
+    address = "postgresql://app:s3cret@127.0.0.1:1/app?sslmode=disable"
+    line = error_line(call(*command, "--dsn", address))
+    assert "cannot connect to host 127.0.0.1, port 1, database app, user app:" in line
+    assert "check that the server runs and the address is right" in line
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mysql://app:s3cret@localhost/app",
+        "postgresql://app:s3cret@localhost/app?no_such_option=1",
+        "host=localhost password=s3cret no_such_option=1",
+        "password=s3cret' host",
+        "s3cret",
+    ],
+)
+def test_an_address_that_is_none_is_one_line_without_the_password(address: str) -> None:
+    done = call("status", "--dsn", address)
+    line = error_line(done, 2)
+    assert "--dsn" in line
+    assert "expected postgresql://user@host:port/database" in line
+    assert "s3cret" not in line
+
+
+def test_a_wrong_password_is_never_printed() -> None:
+    with PrivateCluster(settings={"fsync": False}) as server:
+        server.psql("-c", "create role app login password 'right'")
+        hba = server.data_dir / "pg_hba.conf"
+        hba.write_text("host all app all scram-sha-256\n" + hba.read_text())
+        server.psql("-c", "select pg_reload_conf()")
+        address = f"postgresql://app:s3cret@127.0.0.1:{server.port}/postgres"
+        line = error_line(pyscore("status", "--dsn", address))
+        assert 'password authentication failed for user "app"' in line
+        assert "s3cret" not in line
+
+
+@pytest.mark.parametrize("command", COMMANDS[2:])
+def test_a_database_without_our_schema_is_one_line(
+    empty_database: str, command: tuple[str, ...]
+) -> None:
+    line = error_line(call(*command, "--dsn", empty_database))
+    assert "builder_score is not installed in this database" in line
+    assert "pyscore migrate" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_role_without_privileges_is_one_line(
+    server: PrivateCluster, role: str, database: str, command: tuple[str, ...]
+) -> None:
+    before = dump(server, database)
+    line = error_line(call(*command, "--dsn", as_role(server, database, role)))
+    assert "permission denied" in line
+    assert dump(server, database) == before
+
+
+def test_the_operator_role_may_look_and_recompute_and_no_more(
+    server: PrivateCluster, role: str, database: str, db: Connection[Any]
+) -> None:
+    server.psql("-c", f"grant builder_score_operator to {role}")
+    address = as_role(server, database, role)
+    add_user(db, "ada", bio="ships")
+    assert output(call("recompute", "ada", "--dsn", address)).startswith("ada: 0 -> 3")
+    assert call("status", "--dsn", address).returncode == 3
+    output(call("worker", "--once", "--dsn", address))
+    with psycopg.connect(address, autocommit=True) as operator:
+        operator.execute("update builder_score.settings set paused = true")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            operator.execute("update users set builder_score = 100")
+    error_line(call("uninstall", "--yes", "--dsn", address))
+
+
+def test_a_detached_database_says_what_to_do(database: str, db: Connection[Any]) -> None:
+    add_user(db, "ada")
+    db.execute("select builder_score.detach()")
+    line = error_line(call("recompute", "ada", "--dsn", database))
+    assert "detached" in line
+    assert "builder_score.attach()" in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("batch_size", 0, "batch_size must be between 1 and 10000"),
+        ("poll_interval", "2 seconds", "poll_interval must be between 20 ms and 1 second"),
+        ("debounce_window", "-1 second", "debounce_window must be between 0 and 1 day"),
+        ("retry_cap", "1 second", "retry_cap must be between retry_base and 7 days"),
+    ],
+)
+def test_a_setting_out_of_range_says_what_is_expected(
+    db: Connection[Any], setting: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation) as caught:
+        configure(db, **{setting: value})
+    assert caught.value.diag.constraint_name == expected

@@ -1,0 +1,72 @@
+"""The wheel alone, with no checkout, is enough to migrate a database."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.catalogue import catalogue
+from tests.commands import ROOT, environment
+
+
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet")
+    run(*pip, "--no-deps", "--wheel-dir", directory, ROOT, cwd=directory)
+    (built,) = directory.glob("pyscore-*.whl")
+    return built
+
+
+def files_of(folder: str, *patterns: str) -> set[str]:
+    return {
+        f"pyscore/{path.relative_to(ROOT)}"
+        for pattern in patterns
+        for path in (ROOT / folder).rglob(pattern)
+    }
+
+
+def test_the_wheel_holds_what_a_migration_needs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    needed = files_of("sql", "*.sql") | files_of("migrations", "*.sql", "*.py", "checksums.sha256")
+    assert len(needed) > 30
+    assert needed <= names
+    assert "pyscore/py.typed" in names
+    assert [name for name in names if "__pycache__" in name or name.startswith("tests")] == []
+
+
+def test_the_wheel_migrates_a_database_from_a_clean_environment(
+    wheel: Path, tmp_path: Path, empty_database: str, database: str
+) -> None:
+    run(sys.executable, "-m", "venv", tmp_path / "clean", cwd=tmp_path)
+    programs = tmp_path / "clean" / "bin"
+    pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    run(*pip, wheel, cwd=tmp_path)
+    where = run(programs / "python", "-c", "import pyscore; print(pyscore.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(tmp_path), "it is not the wheel that was tried"
+
+    said = run(programs / "pyscore", "migrate", cwd=tmp_path, DATABASE_URL=empty_database)
+    assert "at revision" in said
+    with psycopg.connect(empty_database) as by_wheel, psycopg.connect(database) as by_checkout:
+        assert catalogue(by_wheel) == catalogue(by_checkout)
+
+    run(programs / "pyscore", "uninstall", "--yes", cwd=tmp_path, DATABASE_URL=empty_database)
+    with psycopg.connect(empty_database) as after:
+        assert after.execute("select to_regnamespace('builder_score')").fetchone() == (None,)
