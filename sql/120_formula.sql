@@ -69,40 +69,47 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+declare
+    v_changed boolean := true;
 begin
-    perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+    if tg_op = 'INSERT' then
+        v_changed := exists (select from new_rows);
+    elsif tg_op = 'DELETE' then
+        v_changed := exists (select from old_rows);
+    elsif tg_op = 'UPDATE' then
+        -- a description is for people
+        v_changed := exists (
+            select to_jsonb(n) - 'description' from new_rows as n
+            except
+            select to_jsonb(o) - 'description' from old_rows as o
+        );
+    end if;
+    if v_changed then
+        perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+    end if;
     return null;
 end
 $function$;
 
-comment on function builder_score.formula_changed() is 'Trigger: a changed formula concerns everyone.';
+comment on function builder_score.formula_changed() is 'Trigger: a statement that changed the formula concerns everyone.';
 
-create trigger formula_row_added_or_removed after insert or delete on builder_score.signals
-    for each row execute function builder_score.formula_changed();
-create trigger formula_row_changed after update on builder_score.signals
-    for each row when ((old.signal, old.max_points, old.scale) is distinct from (new.signal, new.max_points, new.scale))
-    execute function builder_score.formula_changed();
-create trigger formula_truncated after truncate on builder_score.signals
-    for each statement execute function builder_score.formula_changed();
-create trigger formula_row_added_or_removed after insert or delete on builder_score.statuses
-    for each row execute function builder_score.formula_changed();
-create trigger formula_row_changed after update on builder_score.statuses
-    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
-create trigger formula_truncated after truncate on builder_score.statuses
-    for each statement execute function builder_score.formula_changed();
-create trigger formula_row_added_or_removed after insert or delete on builder_score.impact_keys
-    for each row execute function builder_score.formula_changed();
-create trigger formula_row_changed after update on builder_score.impact_keys
-    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
-create trigger formula_truncated after truncate on builder_score.impact_keys
-    for each statement execute function builder_score.formula_changed();
-
-comment on trigger formula_row_added_or_removed on builder_score.signals is 'Enqueues everyone.';
-comment on trigger formula_row_changed on builder_score.signals is 'Enqueues everyone.';
-comment on trigger formula_truncated on builder_score.signals is 'Enqueues everyone.';
-comment on trigger formula_row_added_or_removed on builder_score.statuses is 'Enqueues everyone.';
-comment on trigger formula_row_changed on builder_score.statuses is 'Enqueues everyone.';
-comment on trigger formula_truncated on builder_score.statuses is 'Enqueues everyone.';
-comment on trigger formula_row_added_or_removed on builder_score.impact_keys is 'Enqueues everyone.';
-comment on trigger formula_row_changed on builder_score.impact_keys is 'Enqueues everyone.';
-comment on trigger formula_truncated on builder_score.impact_keys is 'Enqueues everyone.';
+do $formula_triggers$
+declare
+    v_table name;
+    v_event record;
+begin
+    foreach v_table in array array['signals', 'statuses', 'impact_keys']::name[] loop
+        for v_event in
+            select e.*
+            from (values ('insert', 'referencing new table as new_rows'),
+                         ('update', 'referencing old table as old_rows new table as new_rows'),
+                         ('delete', 'referencing old table as old_rows'),
+                         ('truncate', '')) as e(name, transition_tables)
+        loop
+            execute format('create trigger formula_%s after %s on builder_score.%I %s for each statement execute function builder_score.formula_changed()',
+                v_event.name, v_event.name, v_table, v_event.transition_tables);
+            execute format('comment on trigger formula_%s on builder_score.%I is %L', v_event.name, v_table, 'Enqueues everyone.');
+        end loop;
+    end loop;
+end
+$formula_triggers$;

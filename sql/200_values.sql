@@ -36,7 +36,7 @@ language sql immutable parallel safe
 return case jsonb_typeof(value)
     when 'number' then builder_score.count_of(value::numeric)
     when 'string' then case
-        when octet_length(value #>> '{}') > 10000 or (value #>> '{}') !~ '^[0-9]+(\.[0-9]+)?$' then 0
+        when octet_length(value #>> '{}') > 20000000 or (value #>> '{}') !~ '^[0-9]+(\.[0-9]+)?$' then 0
         when length(ltrim(split_part(value #>> '{}', '.', 1), '0')) > 400 then 1e400
         else builder_score.count_of((
             right(split_part(value #>> '{}', '.', 1), 401) || '.' || left(split_part(value #>> '{}', '.', 2) || '0', 20)

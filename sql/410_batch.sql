@@ -29,9 +29,10 @@ begin
             ) as q
         ),
         chosen as (
-            (select * from due order by not_before limit v_oldest)
-            union
-            (select * from due order by priority, not_before limit batch_size - v_oldest)
+            select d.user_id
+            from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
+            order by d.among_oldest desc, d.priority, d.not_before
+            limit batch_size
         )
         select coalesce(array_agg(distinct c.user_id), '{}') from chosen as c
     );

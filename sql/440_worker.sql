@@ -73,6 +73,8 @@ as $function$
 begin
     return (select not s.paused from builder_score.settings as s)
        and (select h.attached_at is not null from builder_score.host as h);
+exception when undefined_table or insufficient_privilege then
+    return false;   -- uninstalled while we waited for the lock of whoever does it
 end
 $function$;
 
@@ -174,13 +176,46 @@ $function$;
 comment on function builder_score.purge_job_runs(interval) is
     'pg_cron keeps a row of every run for ever: removes those of our own job that are older than keep.';
 
+create function builder_score.run_round(
+    worker text,
+    idle_rounds integer,
+    deadline timestamptz,
+    out chosen integer,
+    out resume_at timestamptz,
+    out trouble text,
+    out nap double precision
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: what run_batch() reads
+-- writes: what run_batch() writes, and backfill
+begin
+    if not builder_score.may_go_on() then
+        -- raised, not returned: this function itself may have been dropped while it waited for the answer
+        raise exception 'builder_score: paused or detached' using errcode = 'BS001';
+    end if;
+    select b.chosen, b.resume_at, b.trouble into chosen, resume_at, trouble
+    from builder_score.run_batch(worker) as b;
+    if chosen = 0 and worker = 'resident' then
+        perform builder_score.beat(worker);
+        perform builder_score.housekeeping();
+    end if;
+    nap := builder_score.nap_seconds(idle_rounds, least(resume_at, deadline));
+end
+$function$;
+
+comment on function builder_score.run_round(text, integer, timestamptz) is
+    'One round of a worker''s loop: look at the stop flag (BS001: stop), run a batch, and when that found nothing beat and keep '
+    'house. nap: seconds to sleep when nothing was found.';
+
 create procedure builder_score.drain()
 language plpgsql
 as $procedure$
--- reads: what run_batch() reads
--- writes: what run_batch() writes
+-- reads: what run_round() reads
+-- writes: what run_round() writes
 declare
-    v_batch record;
+    v_round record;
 begin
     -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
     -- The first one ends the transaction of the call itself, which may be at any isolation level; in a
@@ -193,18 +228,25 @@ begin
     loop
         commit;
         set transaction isolation level read committed, read write;
-        if not builder_score.may_go_on() then
-            return;
-        end if;
-        v_batch := builder_score.run_batch('drain');
+        begin
+            v_round := builder_score.run_round('drain', 20, null);
+        exception
+            when sqlstate 'BS001' then
+                exit;
+            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+                -- detached or uninstalled while we slept, or waited for the lock of whoever does it; else an error
+                exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+                exit when not builder_score.may_go_on();
+                raise;
+        end;
         commit;
-        if v_batch.trouble is not null then
-            raise warning 'builder_score: nothing is processed: %', v_batch.trouble
+        if v_round.trouble is not null then
+            raise warning 'builder_score: nothing is processed: %', v_round.trouble
                 using hint = 'Nothing is lost; CALL builder_score.drain() again.';
         end if;
-        if v_batch.chosen operator(pg_catalog.=) 0 then
-            exit when v_batch.resume_at is null;
-            perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));
+        if v_round.chosen operator(pg_catalog.=) 0 then
+            exit when v_round.resume_at is null;
+            perform pg_catalog.pg_sleep(v_round.nap);
         end if;
     end loop;
 end
@@ -216,11 +258,11 @@ comment on procedure builder_score.drain() is
 create procedure builder_score.run_worker(max_runtime interval default null)
 language plpgsql
 as $procedure$
--- reads: what run_batch() reads
--- writes: what run_batch() writes
+-- reads: what run_round() reads
+-- writes: what run_round() writes
 declare
     v_deadline timestamptz;
-    v_batch record;
+    v_round record;
     v_idle integer;
     v_tries integer;
 begin
@@ -229,13 +271,16 @@ begin
     v_deadline := builder_score.run_deadline(max_runtime);
 
     -- One resident worker at a time. The run that holds the lock may be about to end (it outlives the minute
-    -- by 0.2 s), so a second's patience; then leave quietly.
+    -- by 0.2 s), so two seconds' patience; then leave quietly.
     v_tries := 0;
     while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
             -- unless that run is long dead and only its session keeps the lock; two workers do no harm
             exit when not builder_score.is_alive('resident');
+            return;
+        end if;
+        if pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline then
             return;
         end if;
         commit;
@@ -255,22 +300,23 @@ begin
     loop
         commit;
         set transaction isolation level read committed, read write;
-        -- Uninstalled while we slept: there is nothing left to call.
-        exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
-        exit when not builder_score.may_go_on();
-        v_batch := builder_score.run_batch('resident');
+        begin
+            v_round := builder_score.run_round('resident', v_idle, v_deadline);
+        exception
+            when sqlstate 'BS001' then
+                exit;
+            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+                -- detached or uninstalled while we slept, or waited for the lock of whoever does it; else an error
+                exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+                exit when not builder_score.may_go_on();
+                raise;
+        end;
         commit;
         exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline;
-        if v_batch.chosen operator(pg_catalog.>) 0 then
+        if v_round.chosen operator(pg_catalog.>) 0 then
             v_idle := 0;
         else
-            commit;
-            set transaction isolation level read committed, read write;
-            exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
-            perform builder_score.beat('resident');
-            perform builder_score.housekeeping();
-            commit;
-            perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
+            perform pg_catalog.pg_sleep(v_round.nap);
             v_idle := v_idle operator(pg_catalog.+) 1;
         end if;
     end loop;

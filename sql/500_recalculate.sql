@@ -189,8 +189,8 @@ select q.queue_depth,
        t.changed,
        t.failed,
        t.last_batch_at,
-       w.last_error,
-       w.last_error_at
+       e.last_error,
+       e.last_error_at
 from builder_score.settings as s
 cross join builder_score.host as h
 cross join (
@@ -208,6 +208,13 @@ cross join (
     from builder_score.worker_status
 ) as t
 left join builder_score.worker_status as w on w.worker = 'resident'
+left join lateral (
+    select x.last_error, x.last_error_at
+    from builder_score.worker_status as x
+    where x.last_error_at is not null
+    order by x.last_error_at desc
+    limit 1
+) as e on true
 left join builder_score.backfill as b on true;
 
 comment on view builder_score.health is 'How the queue and its worker are: one row.';

@@ -42,6 +42,7 @@ begin
         builder_score.is_alive(text),
         builder_score.may_go_on(),
         builder_score.run_batch(text),
+        builder_score.run_round(text, integer, timestamptz),
         builder_score.beat(text, interval),
         builder_score.nap_seconds(integer, timestamptz),
         builder_score.run_deadline(interval),

@@ -27,7 +27,9 @@ with target as (
     join pg_language as l on l.oid = p.prolang and l.lanname = 'plpgsql'
     where p.pronamespace = 'builder_score'::regnamespace and p.prorettype <> 'trigger'::regtype
     union
-    select t.tgfoid, t.tgrelid, t.tgoldtable, t.tgnewtable
+    -- a function that serves several events meets the transition tables of all of them
+    select t.tgfoid, t.tgrelid,
+           max(t.tgoldtable) over (partition by t.tgfoid), max(t.tgnewtable) over (partition by t.tgfoid)
     from pg_trigger as t
     join pg_proc as p on p.oid = t.tgfoid
     where p.pronamespace = 'builder_score'::regnamespace

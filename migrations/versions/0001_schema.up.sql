@@ -311,7 +311,7 @@ create table builder_score.settings (
     one_row boolean primary key default true,
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
-    poll_interval interval not null default '0.5 seconds',
+    poll_interval interval not null default '0.45 seconds',
     max_attempts integer not null default 5,
     retry_base interval not null default '10 seconds',
     retry_cap interval not null default '1 hour',
@@ -345,7 +345,7 @@ comment on table builder_score.settings is 'What a DBA may turn: one row. A chan
 comment on column builder_score.settings.one_row is 'Always true: keeps the table at one row.';
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
 comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
-comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker.';
+comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker; with the batch after it, a score is half a second away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
 comment on column builder_score.settings.retry_base is 'Wait after the first failure; doubles with every further one.';
 comment on column builder_score.settings.retry_cap is 'Longest wait between two attempts.';
@@ -544,43 +544,50 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+declare
+    v_changed boolean := true;
 begin
-    perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+    if tg_op = 'INSERT' then
+        v_changed := exists (select from new_rows);
+    elsif tg_op = 'DELETE' then
+        v_changed := exists (select from old_rows);
+    elsif tg_op = 'UPDATE' then
+        -- a description is for people
+        v_changed := exists (
+            select to_jsonb(n) - 'description' from new_rows as n
+            except
+            select to_jsonb(o) - 'description' from old_rows as o
+        );
+    end if;
+    if v_changed then
+        perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+    end if;
     return null;
 end
 $function$;
 
-comment on function builder_score.formula_changed() is 'Trigger: a changed formula concerns everyone.';
+comment on function builder_score.formula_changed() is 'Trigger: a statement that changed the formula concerns everyone.';
 
-create trigger formula_row_added_or_removed after insert or delete on builder_score.signals
-    for each row execute function builder_score.formula_changed();
-create trigger formula_row_changed after update on builder_score.signals
-    for each row when ((old.signal, old.max_points, old.scale) is distinct from (new.signal, new.max_points, new.scale))
-    execute function builder_score.formula_changed();
-create trigger formula_truncated after truncate on builder_score.signals
-    for each statement execute function builder_score.formula_changed();
-create trigger formula_row_added_or_removed after insert or delete on builder_score.statuses
-    for each row execute function builder_score.formula_changed();
-create trigger formula_row_changed after update on builder_score.statuses
-    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
-create trigger formula_truncated after truncate on builder_score.statuses
-    for each statement execute function builder_score.formula_changed();
-create trigger formula_row_added_or_removed after insert or delete on builder_score.impact_keys
-    for each row execute function builder_score.formula_changed();
-create trigger formula_row_changed after update on builder_score.impact_keys
-    for each row when (old.* is distinct from new.*) execute function builder_score.formula_changed();
-create trigger formula_truncated after truncate on builder_score.impact_keys
-    for each statement execute function builder_score.formula_changed();
-
-comment on trigger formula_row_added_or_removed on builder_score.signals is 'Enqueues everyone.';
-comment on trigger formula_row_changed on builder_score.signals is 'Enqueues everyone.';
-comment on trigger formula_truncated on builder_score.signals is 'Enqueues everyone.';
-comment on trigger formula_row_added_or_removed on builder_score.statuses is 'Enqueues everyone.';
-comment on trigger formula_row_changed on builder_score.statuses is 'Enqueues everyone.';
-comment on trigger formula_truncated on builder_score.statuses is 'Enqueues everyone.';
-comment on trigger formula_row_added_or_removed on builder_score.impact_keys is 'Enqueues everyone.';
-comment on trigger formula_row_changed on builder_score.impact_keys is 'Enqueues everyone.';
-comment on trigger formula_truncated on builder_score.impact_keys is 'Enqueues everyone.';
+do $formula_triggers$
+declare
+    v_table name;
+    v_event record;
+begin
+    foreach v_table in array array['signals', 'statuses', 'impact_keys']::name[] loop
+        for v_event in
+            select e.*
+            from (values ('insert', 'referencing new table as new_rows'),
+                         ('update', 'referencing old table as old_rows new table as new_rows'),
+                         ('delete', 'referencing old table as old_rows'),
+                         ('truncate', '')) as e(name, transition_tables)
+        loop
+            execute format('create trigger formula_%s after %s on builder_score.%I %s for each statement execute function builder_score.formula_changed()',
+                v_event.name, v_event.name, v_table, v_event.transition_tables);
+            execute format('comment on trigger formula_%s on builder_score.%I is %L', v_event.name, v_table, 'Enqueues everyone.');
+        end loop;
+    end loop;
+end
+$formula_triggers$;
 
 -- What the worker remembers: of each user, of failures, of a running backfill, of itself, of the host.
 -- reads: nothing          writes: nothing
@@ -739,7 +746,7 @@ language sql immutable parallel safe
 return case jsonb_typeof(value)
     when 'number' then builder_score.count_of(value::numeric)
     when 'string' then case
-        when octet_length(value #>> '{}') > 10000 or (value #>> '{}') !~ '^[0-9]+(\.[0-9]+)?$' then 0
+        when octet_length(value #>> '{}') > 20000000 or (value #>> '{}') !~ '^[0-9]+(\.[0-9]+)?$' then 0
         when length(ltrim(split_part(value #>> '{}', '.', 1), '0')) > 400 then 1e400
         else builder_score.count_of((
             right(split_part(value #>> '{}', '.', 1), 401) || '.' || left(split_part(value #>> '{}', '.', 2) || '0', 20)
@@ -1489,9 +1496,10 @@ begin
             ) as q
         ),
         chosen as (
-            (select * from due order by not_before limit v_oldest)
-            union
-            (select * from due order by priority, not_before limit batch_size - v_oldest)
+            select d.user_id
+            from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
+            order by d.among_oldest desc, d.priority, d.not_before
+            limit batch_size
         )
         select coalesce(array_agg(distinct c.user_id), '{}') from chosen as c
     );
@@ -2220,6 +2228,8 @@ as $function$
 begin
     return (select not s.paused from builder_score.settings as s)
        and (select h.attached_at is not null from builder_score.host as h);
+exception when undefined_table or insufficient_privilege then
+    return false;   -- uninstalled while we waited for the lock of whoever does it
 end
 $function$;
 
@@ -2321,13 +2331,46 @@ $function$;
 comment on function builder_score.purge_job_runs(interval) is
     'pg_cron keeps a row of every run for ever: removes those of our own job that are older than keep.';
 
+create function builder_score.run_round(
+    worker text,
+    idle_rounds integer,
+    deadline timestamptz,
+    out chosen integer,
+    out resume_at timestamptz,
+    out trouble text,
+    out nap double precision
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: what run_batch() reads
+-- writes: what run_batch() writes, and backfill
+begin
+    if not builder_score.may_go_on() then
+        -- raised, not returned: this function itself may have been dropped while it waited for the answer
+        raise exception 'builder_score: paused or detached' using errcode = 'BS001';
+    end if;
+    select b.chosen, b.resume_at, b.trouble into chosen, resume_at, trouble
+    from builder_score.run_batch(worker) as b;
+    if chosen = 0 and worker = 'resident' then
+        perform builder_score.beat(worker);
+        perform builder_score.housekeeping();
+    end if;
+    nap := builder_score.nap_seconds(idle_rounds, least(resume_at, deadline));
+end
+$function$;
+
+comment on function builder_score.run_round(text, integer, timestamptz) is
+    'One round of a worker''s loop: look at the stop flag (BS001: stop), run a batch, and when that found nothing beat and keep '
+    'house. nap: seconds to sleep when nothing was found.';
+
 create procedure builder_score.drain()
 language plpgsql
 as $procedure$
--- reads: what run_batch() reads
--- writes: what run_batch() writes
+-- reads: what run_round() reads
+-- writes: what run_round() writes
 declare
-    v_batch record;
+    v_round record;
 begin
     -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
     -- The first one ends the transaction of the call itself, which may be at any isolation level; in a
@@ -2340,18 +2383,25 @@ begin
     loop
         commit;
         set transaction isolation level read committed, read write;
-        if not builder_score.may_go_on() then
-            return;
-        end if;
-        v_batch := builder_score.run_batch('drain');
+        begin
+            v_round := builder_score.run_round('drain', 20, null);
+        exception
+            when sqlstate 'BS001' then
+                exit;
+            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+                -- detached or uninstalled while we slept, or waited for the lock of whoever does it; else an error
+                exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+                exit when not builder_score.may_go_on();
+                raise;
+        end;
         commit;
-        if v_batch.trouble is not null then
-            raise warning 'builder_score: nothing is processed: %', v_batch.trouble
+        if v_round.trouble is not null then
+            raise warning 'builder_score: nothing is processed: %', v_round.trouble
                 using hint = 'Nothing is lost; CALL builder_score.drain() again.';
         end if;
-        if v_batch.chosen operator(pg_catalog.=) 0 then
-            exit when v_batch.resume_at is null;
-            perform pg_catalog.pg_sleep(builder_score.nap_seconds(20, v_batch.resume_at));
+        if v_round.chosen operator(pg_catalog.=) 0 then
+            exit when v_round.resume_at is null;
+            perform pg_catalog.pg_sleep(v_round.nap);
         end if;
     end loop;
 end
@@ -2363,11 +2413,11 @@ comment on procedure builder_score.drain() is
 create procedure builder_score.run_worker(max_runtime interval default null)
 language plpgsql
 as $procedure$
--- reads: what run_batch() reads
--- writes: what run_batch() writes
+-- reads: what run_round() reads
+-- writes: what run_round() writes
 declare
     v_deadline timestamptz;
-    v_batch record;
+    v_round record;
     v_idle integer;
     v_tries integer;
 begin
@@ -2376,13 +2426,16 @@ begin
     v_deadline := builder_score.run_deadline(max_runtime);
 
     -- One resident worker at a time. The run that holds the lock may be about to end (it outlives the minute
-    -- by 0.2 s), so a second's patience; then leave quietly.
+    -- by 0.2 s), so two seconds' patience; then leave quietly.
     v_tries := 0;
     while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
             -- unless that run is long dead and only its session keeps the lock; two workers do no harm
             exit when not builder_score.is_alive('resident');
+            return;
+        end if;
+        if pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline then
             return;
         end if;
         commit;
@@ -2402,22 +2455,23 @@ begin
     loop
         commit;
         set transaction isolation level read committed, read write;
-        -- Uninstalled while we slept: there is nothing left to call.
-        exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
-        exit when not builder_score.may_go_on();
-        v_batch := builder_score.run_batch('resident');
+        begin
+            v_round := builder_score.run_round('resident', v_idle, v_deadline);
+        exception
+            when sqlstate 'BS001' then
+                exit;
+            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+                -- detached or uninstalled while we slept, or waited for the lock of whoever does it; else an error
+                exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
+                exit when not builder_score.may_go_on();
+                raise;
+        end;
         commit;
         exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline;
-        if v_batch.chosen operator(pg_catalog.>) 0 then
+        if v_round.chosen operator(pg_catalog.>) 0 then
             v_idle := 0;
         else
-            commit;
-            set transaction isolation level read committed, read write;
-            exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
-            perform builder_score.beat('resident');
-            perform builder_score.housekeeping();
-            commit;
-            perform pg_catalog.pg_sleep(builder_score.nap_seconds(v_idle, v_batch.resume_at));
+            perform pg_catalog.pg_sleep(v_round.nap);
             v_idle := v_idle operator(pg_catalog.+) 1;
         end if;
     end loop;
@@ -2620,8 +2674,8 @@ select q.queue_depth,
        t.changed,
        t.failed,
        t.last_batch_at,
-       w.last_error,
-       w.last_error_at
+       e.last_error,
+       e.last_error_at
 from builder_score.settings as s
 cross join builder_score.host as h
 cross join (
@@ -2639,6 +2693,13 @@ cross join (
     from builder_score.worker_status
 ) as t
 left join builder_score.worker_status as w on w.worker = 'resident'
+left join lateral (
+    select x.last_error, x.last_error_at
+    from builder_score.worker_status as x
+    where x.last_error_at is not null
+    order by x.last_error_at desc
+    limit 1
+) as e on true
 left join builder_score.backfill as b on true;
 
 comment on view builder_score.health is 'How the queue and its worker are: one row.';
@@ -3433,6 +3494,7 @@ begin
         builder_score.is_alive(text),
         builder_score.may_go_on(),
         builder_score.run_batch(text),
+        builder_score.run_round(text, integer, timestamptz),
         builder_score.beat(text, interval),
         builder_score.nap_seconds(integer, timestamptz),
         builder_score.run_deadline(interval),

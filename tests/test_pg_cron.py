@@ -1,0 +1,318 @@
+"""The real pg_cron job: from COMMIT to a visible score, over a minute's end, a crash and a stop."""
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import Connection
+
+from pyscore import migrator
+from pyscore.cluster import PrivateCluster
+from tests.community import add_project, add_user, configure, score
+from tests.interleave import assert_right, is_quiet, until
+
+RUNS = """
+    select pid from pg_stat_activity
+    where query = 'call builder_score.run_worker()' and state = 'active'
+"""
+SERVER: dict[str, str | int | float | bool] = {"fsync": False, "max_connections": 50}
+
+# A score is visible this long after the commit: while there is work, and after idling.
+BUSY, IDLE = 0.1, 0.5
+# Far below the shortest gap that a run which ends too early leaves, on a machine that is busy.
+NO_GAP = 2.0
+
+
+def connect(server: PrivateCluster) -> Connection[Any]:
+    return psycopg.connect(server.conninfo("app"), autocommit=True)
+
+
+def runs(db: Connection[Any]) -> list[int]:
+    return [row[0] for row in db.execute(RUNS).fetchall()]
+
+
+def start_with_job(server: PrivateCluster) -> None:
+    """Migrate, and restart: the @reboot job spares us the wait for the next minute."""
+    server.psql("-c", "create database app")
+    migrator.upgrade(server.conninfo("app"))
+    server.restart()
+    with connect(server) as db:
+        configure(db, debounce_window="0")
+        until(lambda: len(runs(db)) == 1, "the job starts with the server")
+
+
+def is_up(server: PrivateCluster) -> bool:
+    try:
+        connect(server).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def is_alive(db: Connection[Any]) -> bool:
+    try:
+        db.execute("select 1")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@dataclass
+class Observed:
+    """What one run over the end of a minute has shown."""
+
+    busy: list[float] = field(default_factory=list[float])
+    idle: list[float] = field(default_factory=list[float])
+    around_the_minute: list[float] = field(default_factory=list[float])
+    writers: list[int] = field(default_factory=list[int])
+    seconds_to_come_back_after_a_crash: float = 0
+    comes_back_after_termination: bool = False
+    servers: tuple[PrivateCluster, ...] = ()
+
+
+def latency(db: Connection[Any], user: UUID, stars: int) -> float:
+    """Commit a change that adds a point; give the seconds until the score shows it."""
+    old = score(db, user)
+    db.execute("update projects set github_stars = %s where owner_id = %s", [stars, user])
+    committed = time.monotonic()
+    until(lambda: score(db, user) != old, "the score is visible")
+    return time.monotonic() - committed
+
+
+def measure(server: PrivateCluster, observed: Observed, minute: float) -> None:
+    """Change one user after another until the minute is well over."""
+    with connect(server) as db:
+        db.execute("""
+            create table writers (id bigint generated always as identity, pid integer);
+            create function note() returns trigger language plpgsql as $$
+            begin
+                insert into writers (pid) values (pg_backend_pid());
+                return null;
+            end $$;
+            create trigger note after update of builder_score on users
+                for each row execute function note();
+            grant all on writers to builder_score_owner;
+        """)
+        user = add_user(db, "ann")
+        add_project(db, user)
+        # A score of 4 with 10 stars, and of 8 with 100: each of these is a change.
+        changes = 0
+
+        def one() -> float:
+            nonlocal changes
+            changes += 1
+            return latency(db, user, 10 if changes % 2 else 100)
+
+        one()
+        while time.time() < minute - 3:
+            observed.busy += [one() for _ in range(5)]
+            # naps grow to half a second within 1.6 s; then any phase of a nap
+            time.sleep(min(1.7 + 0.05 * (changes % 10), max(0.0, minute - 3 - time.time())))
+            if time.time() < minute - 3:
+                observed.idle.append(one())
+        one()
+        while time.time() < minute + 3:
+            observed.around_the_minute.append(one())
+        until(lambda: is_quiet(db), "the queue is empty")
+        assert_right(db)
+        written = db.execute("select pid from writers order by id").fetchall()
+        observed.writers = [row[0] for row in written]
+
+
+def crash(server: PrivateCluster, observed: Observed) -> None:
+    """Kill the job's backend with signal 9, and terminate the one that comes after it."""
+    with connect(server) as db:
+        (killed,) = runs(db)
+        began = time.monotonic()
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: not is_alive(db), "the server ends every session")
+    until(lambda: is_up(server), "the server recovers")
+    with connect(server) as db:
+        until(lambda: len(runs(db)) == 1, "the job comes back")
+        observed.seconds_to_come_back_after_a_crash = time.monotonic() - began
+        (pid,) = runs(db)
+        assert pid != killed
+        db.execute("select pg_terminate_backend(%s)", [pid])
+        until(lambda: not runs(db), "the run ends")
+
+
+@pytest.fixture(scope="module")
+def observed() -> Iterator[Observed]:
+    """Wait for the end of one minute, once, with everything that needs it prepared."""
+    with (
+        PrivateCluster(settings=SERVER, cron_database="app") as measured,
+        PrivateCluster(settings=SERVER, cron_database="app") as crashed,
+    ):
+        observed = Observed(servers=(measured, crashed))
+        start_with_job(crashed)
+        start_with_job(measured)
+        minute = (time.time() // 60 + 1) * 60
+        if minute - time.time() < 10:
+            minute += 60
+        crash(crashed, observed)
+        measure(measured, observed, minute)
+        with connect(crashed) as db:
+            until(lambda: len(runs(db)) == 1, "the terminated job comes back with the minute")
+            observed.comes_back_after_termination = True
+        yield observed
+
+
+def test_a_score_is_visible_a_tenth_of_a_second_after_the_commit_while_there_is_work(
+    observed: Observed,
+) -> None:
+    assert statistics.median(observed.busy) < BUSY
+    assert statistics.median(observed.around_the_minute) < BUSY
+    assert max(observed.busy) < NO_GAP
+
+
+def test_a_score_is_visible_half_a_second_after_the_commit_after_idling(
+    observed: Observed,
+) -> None:
+    assert observed.idle
+    assert statistics.median(observed.idle) < IDLE
+    assert max(observed.idle) < NO_GAP
+
+
+def test_there_is_no_gap_between_two_runs(observed: Observed) -> None:
+    assert max(observed.around_the_minute) < NO_GAP
+
+
+def test_runs_follow_each_other_and_never_overlap(observed: Observed) -> None:
+    order = [
+        pid
+        for place, pid in enumerate(observed.writers)
+        if place == 0 or pid != observed.writers[place - 1]
+    ]
+    assert len(order) == 2, "one run before the minute's end, one after it"
+
+
+def test_the_job_is_back_seconds_after_a_crash(observed: Observed) -> None:
+    # the server's own recovery included; without the @reboot job it would be the next minute
+    assert observed.seconds_to_come_back_after_a_crash < 10
+
+
+def test_the_job_comes_back_with_the_next_minute_after_its_backend_was_terminated(
+    observed: Observed,
+) -> None:
+    assert observed.comes_back_after_termination
+
+
+def test_no_run_failed(observed: Observed) -> None:
+    with connect(observed.servers[0]) as db:
+        failed = db.execute(
+            "select command, return_message from cron.job_run_details where status = 'failed'"
+        ).fetchall()
+    assert failed == []
+
+
+def test_a_paused_worker_leaves_within_a_second(observed: Observed) -> None:
+    with connect(observed.servers[0]) as db:
+        assert len(runs(db)) == 1
+        configure(db, paused=True)
+        paused = time.monotonic()
+        until(lambda: not runs(db), "the worker leaves", seconds=5)
+        assert time.monotonic() - paused < 1
+        add_user(db, "late", bio="bio")
+        assert db.execute("select paused, due_now from builder_score.health").fetchone() == (
+            True,
+            1,
+        )
+
+
+def test_uninstall_stops_the_running_worker_and_removes_the_jobs(observed: Observed) -> None:
+    server = observed.servers[1]
+    with connect(server) as db:
+        assert len(runs(db)) == 1
+        (pid,) = runs(db)
+        migrator.downgrade(server.conninfo("app"))
+        until(lambda: pid not in runs(db), "the worker leaves", seconds=2)
+        gone = db.execute("select to_regnamespace('builder_score'), to_regnamespace('cron')")
+        assert gone.fetchone() == (None, None)
+    assert "ERROR" not in server.log_file.read_text()
+
+
+# The job itself, and where there is none ----------------------------------------------------------
+
+
+def jobs(db: Connection[Any]) -> list[tuple[Any, ...]]:
+    return db.execute(
+        "select jobname, schedule, command, active from cron.job order by jobname"
+    ).fetchall()
+
+
+def test_migrating_or_scheduling_again_makes_no_second_job(cron_database: str) -> None:
+    expected = [
+        ("builder-score-worker", "* * * * *", "call builder_score.run_worker()", True),
+        ("builder-score-worker-at-start", "@reboot", "call builder_score.run_worker()", True),
+    ]
+    with psycopg.connect(cron_database, autocommit=True) as db:
+        assert jobs(db) == expected
+        migrator.upgrade(cron_database)
+        db.execute("select builder_score.schedule()")
+        assert jobs(db) == expected
+        assert db.execute("select scheduler from builder_score.health").fetchone() == ("pg_cron",)
+        db.execute("select builder_score.unschedule()")
+        assert db.execute("select to_regclass('cron.job')").fetchone() == (None,)
+
+
+def test_unschedule_leaves_other_jobs_alone(cron_database: str) -> None:
+    with psycopg.connect(cron_database, autocommit=True) as db:
+        db.execute("select cron.schedule('backup', '0 4 * * *', 'select 1')")
+        db.execute("select builder_score.unschedule()")
+        assert [job[0] for job in jobs(db)] == ["backup"]
+        db.execute("select builder_score.schedule()")
+        db.execute("select cron.unschedule('backup')")
+
+
+def test_purge_deletes_only_old_runs_of_our_own_jobs(cron_database: str) -> None:
+    with psycopg.connect(cron_database, autocommit=True) as db:
+        db.execute("""
+            select cron.schedule('backup', '0 4 * * *', 'select 1');
+            truncate cron.job_run_details;
+            insert into cron.job_run_details (jobid, runid, status, end_time)
+            select j.jobid, row_number() over () + 1000000, j.jobname || ' ' || age.days,
+                   now() - make_interval(days => age.days)
+            from cron.job as j cross join (values (6), (8)) as age(days);
+        """)
+        assert db.execute("select builder_score.purge_job_runs()").fetchone() == (2,)
+        left = db.execute(
+            "select status from cron.job_run_details where runid > 1000000 order by status"
+        ).fetchall()
+        db.execute("select cron.unschedule('backup')")
+    assert [row[0] for row in left] == [
+        "backup 6",
+        "backup 8",
+        "builder-score-worker 6",
+        "builder-score-worker-at-start 6",
+    ]
+
+
+def said_by_schedule(conninfo: str) -> str:
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        assert db.execute("select scheduler from builder_score.health").fetchone() == ("none",)
+        (said,) = db.execute("select * from builder_score.schedule()").fetchall()
+    return said[0]
+
+
+def test_where_pg_cron_works_elsewhere_migrate_succeeds_and_says_what_runs_instead(
+    empty_database: str,
+) -> None:
+    migrator.upgrade(empty_database)
+    said = said_by_schedule(empty_database)
+    assert said.startswith('no pg_cron job: pg_cron works in database "pyscore_cron"')
+    assert "keep `pyscore worker` running instead" in said
+
+
+def test_where_pg_cron_is_not_loaded_migrate_succeeds_and_says_what_runs_instead() -> None:
+    with PrivateCluster(settings=SERVER) as server:
+        migrator.upgrade(server.conninfo())
+        said = said_by_schedule(server.conninfo())
+    assert "shared_preload_libraries does not name it" in said
+    assert "keep `pyscore worker` running instead" in said
