@@ -45,7 +45,9 @@ comment on function builder_score.choose_due(integer, bigint) is
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language sql security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
+-- one probe a user; left alone, the planner prefers a scan of up to a hundred thousand users
 -- reads: host_users
 -- writes: row locks on the host's users
     select coalesce(array_agg(l.id), '{}')
@@ -63,9 +65,13 @@ comment on function builder_score.lock_users(builder_score.user_id[]) is
 create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
 as $function$
 -- reads: host
 -- writes: users.builder_score
+-- one probe a user, as in lock_users()
 declare
     v_search_path constant text := current_setting('search_path');
     v_written bigint;

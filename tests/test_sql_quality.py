@@ -29,7 +29,8 @@ with target as (
     union
     -- a function that serves several events meets the transition tables of all of them
     select t.tgfoid, t.tgrelid,
-           max(t.tgoldtable) over (partition by t.tgfoid), max(t.tgnewtable) over (partition by t.tgfoid)
+           max(t.tgoldtable) over (partition by t.tgfoid),
+           max(t.tgnewtable) over (partition by t.tgfoid)
     from pg_trigger as t
     join pg_proc as p on p.oid = t.tgfoid
     where p.pronamespace = 'builder_score'::regnamespace
