@@ -62,3 +62,10 @@ def queue(db: Connection[Any]) -> list[tuple[UUID | None, UUID | None, int, str]
         "select user_id, project_id, priority, reason"
         " from builder_score.score_recalc_queue order by id"
     ).fetchall()
+
+
+def one(db: Connection[Any], query: str, *parameters: Any) -> Any:
+    """The first value of the first row."""
+    row = db.execute(query.encode(), parameters or None).fetchone()
+    assert row is not None
+    return row[0]

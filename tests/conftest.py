@@ -12,6 +12,7 @@ from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyscore import migrator
 from pyscore.cluster import PrivateCluster
+from tests.interleave import Sessions
 
 CRON_DATABASE = "pyscore_cron"
 TEMPLATE = "pyscore_template"
@@ -78,6 +79,13 @@ def db(database: str) -> Iterator[Connection[TupleRow]]:
     """An autocommit connection to the test's own migrated database."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+def sessions(database: str) -> Iterator[Sessions]:
+    """Opens sessions on the test's own migrated database, for fixed interleavings."""
+    with Sessions(database) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Everyone: one row, expanded in throttled steps; and the daily walk over ageing accounts."""
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -9,14 +8,8 @@ import pytest
 from psycopg import Connection
 
 from pyscore import migrator
-from tests.community import add_project, add_user, configure, drain, queue, score
+from tests.community import add_project, add_user, configure, drain, one, queue, score
 from tests.interleave import Sessions, assert_right, is_quiet, settle
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
 
 
 def step(db: Connection[Any]) -> None:
@@ -49,12 +42,6 @@ def settled_people(db: Connection[Any], count: int) -> None:
 
 def enqueue_everyone(db: Connection[Any], reason: str) -> None:
     db.execute("select builder_score.enqueue_everyone(%s)", [reason])
-
-
-def one(db: Connection[Any], query: str) -> Any:
-    row = db.execute(query.encode()).fetchone()
-    assert row is not None
-    return row[0]
 
 
 def test_attaching_to_a_database_that_has_people_enqueues_everyone_as_one_row(

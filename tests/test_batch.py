@@ -1,6 +1,5 @@
 """What one batch takes, writes and leaves; and drain(), which runs batches."""
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -23,12 +22,6 @@ from tests.interleave import Sessions, assert_right, batch_stopped, install_gate
 @pytest.fixture(autouse=True)
 def no_window(db: Connection[Any]) -> None:
     configure(db, debounce_window="0")
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
 
 
 def batch(db: Connection[Any]) -> None:

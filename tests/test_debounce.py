@@ -1,7 +1,6 @@
 """One recalculation a window and user, however many events; and what goes past the window."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -10,12 +9,6 @@ from psycopg import Connection
 
 from tests.community import add_project, add_user, configure, drain, queue, score
 from tests.interleave import Sessions, assert_right, close_windows, make_due, until
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pyscore.demo import debian, drawing
 from pyscore.demo.stage import Stage
 from pyscore.demo.waiting import look, wait_until_scored
 from pyscore.errors import PyscoreError
-from tests.community import add_user, configure, drain
+from tests.community import add_user, configure, drain, one
 from tests.oracle import assert_all_right
 
 DEMO = [sys.executable, "-m", "pyscore.demo"]
@@ -62,12 +62,6 @@ def processes_of(directory: Path) -> list[str]:
         if str(directory) in words:
             found.append(words)
     return found
-
-
-def one(db: Connection[Any], query: str) -> Any:
-    row = db.execute(query.encode()).fetchone()
-    assert row is not None
-    return row[0]
 
 
 def read_back(db: Connection[Any]) -> list[debian.Package]:

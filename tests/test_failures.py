@@ -42,12 +42,6 @@ def no_window(db: Connection[Any]) -> None:
     configure(db, debounce_window="0")
 
 
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
-
-
 def poison(db: Connection[Any], errcode: LiteralString = "P0001") -> None:
     db.execute(POISON)
     db.execute(

@@ -1,6 +1,5 @@
 """Nothing is lost, overwritten or deadlocked, whatever is concurrent with the worker."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -23,12 +22,6 @@ SHIPPED = 10  # points of one shipped project, or of a second one's difference, 
 VOUCH = 8  # points of the first confirmed collaboration
 
 SHIP = "update projects set status = 'shipped' where id = %s"
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -19,12 +19,6 @@ def no_window(db: Connection[Any]) -> None:
 
 
 @pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
-
-
-@pytest.fixture
 def listener(database: str) -> Iterator[Connection[Any]]:
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("listen builder_score_changed")

@@ -74,6 +74,12 @@ def test_a_transfer_to_another_partition_reaches_the_collaborators(install: Inst
     run(db, "update projects set owner_id = 1 where id = 9")
     drain(db)
     assert scores(db)[3] == 8
+    # nor does anything keep a collaborator from being there before the project
+    run(db, "insert into project_collaborators values (7, 3, 'confirmed')")
+    drain(db)
+    run(db, "insert into projects values (7, 2, 'x')")
+    drain(db)
+    assert scores(db)[3] == 13
     assert_right(db)
 
 

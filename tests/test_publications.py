@@ -39,3 +39,12 @@ def test_a_publication_of_other_tables_is_no_obstacle(publisher: str) -> None:
         db.execute("create publication feed for table projects")
     migrator.upgrade(publisher)
     assert is_installed(publisher)
+
+
+def test_our_tables_alone_are_reason_enough(publisher: str) -> None:
+    with psycopg.connect(publisher, autocommit=True) as db:
+        db.execute("alter table users add column builder_score integer")
+        db.execute("create publication feed for all tables")
+    with pytest.raises(PyscoreError, match="publication feed is FOR ALL TABLES"):
+        migrator.upgrade(publisher)
+    assert not is_installed(publisher)

@@ -1,6 +1,5 @@
 """recalculate(): one score now, in the caller's transaction."""
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +12,6 @@ from tests.interleave import Sessions, assert_right, settle
 
 RECALCULATE = "select builder_score.recalculate(%s)"
 NOBODY = UUID(int=0)
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
 
 
 def recalculate(db: Connection[Any], user: UUID) -> Any:

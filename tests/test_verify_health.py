@@ -1,6 +1,6 @@
 """verify(): whose score is wrong, and whether that will mend itself. health: one row for people."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -22,12 +22,6 @@ from tests.interleave import Sessions, assert_right, settle, until
 @pytest.fixture(autouse=True)
 def no_window(db: Connection[Any]) -> None:
     configure(db, debounce_window="0")
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
 
 
 @contextmanager

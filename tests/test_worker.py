@@ -1,7 +1,6 @@
 """run_worker(): how long it runs, when it leaves, and what it says of itself."""
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from psycopg import Connection
 
 from pyscore import migrator
-from tests.community import add_project, add_user, configure, score
+from tests.community import add_project, add_user, configure, one, score
 from tests.interleave import Sessions, assert_right, until
 
 WORKER = "call builder_score.run_worker('1 minute')"
@@ -19,18 +18,6 @@ WORKER = "call builder_score.run_worker('1 minute')"
 @pytest.fixture(autouse=True)
 def no_window(db: Connection[Any]) -> None:
     configure(db, debounce_window="0")
-
-
-@pytest.fixture
-def sessions(database: str) -> Iterator[Sessions]:
-    with Sessions(database) as opened:
-        yield opened
-
-
-def one(db: Connection[Any], query: str, *parameters: Any) -> Any:
-    row = db.execute(query.encode(), parameters).fetchone()
-    assert row is not None
-    return row[0]
 
 
 def resident(db: Connection[Any], column: str) -> Any:
