@@ -81,6 +81,22 @@ def db(database: str) -> Iterator[Connection[TupleRow]]:
         yield connection
 
 
+@pytest.fixture(scope="session")
+def shared_database(server: PrivateCluster, template: str) -> Iterator[Connection[TupleRow]]:
+    with (
+        janitor(server, "shared", template=template) as address,
+        psycopg.connect(address) as connection,
+    ):
+        yield connection
+
+
+@pytest.fixture
+def scratch(shared_database: Connection[TupleRow]) -> Iterator[Connection[TupleRow]]:
+    """For tests that commit nothing: one database for all of them, everything taken back."""
+    with shared_database.transaction(force_rollback=True):
+        yield shared_database
+
+
 @pytest.fixture
 def sessions(database: str) -> Iterator[Sessions]:
     """Opens sessions on the test's own migrated database, for fixed interleavings."""

@@ -19,7 +19,6 @@ from tests.community import (
     queue,
     score,
 )
-from tests.conftest import janitor
 from tests.oracle import assert_all_right
 
 Db = Connection[Any]
@@ -46,22 +45,6 @@ def appended(db: Db, query: LiteralString | sql.Composed, *values: object) -> li
     db.execute("delete from builder_score.score_recalc_queue")
     db.execute(query, values or None)
     return [row[:3] for row in queue(db)]
-
-
-@pytest.fixture(scope="module")
-def shared(server: PrivateCluster, template: str) -> Iterator[Db]:
-    with (
-        janitor(server, "intake", template=template) as address,
-        psycopg.connect(address) as connection,
-    ):
-        yield connection
-
-
-@pytest.fixture
-def scratch(shared: Db) -> Iterator[Db]:
-    """For tests that commit nothing: one database for all of them, everything taken back."""
-    with shared.transaction(force_rollback=True):
-        yield shared
 
 
 # users --------------------------------------------------------------------------------------------

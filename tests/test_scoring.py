@@ -1,7 +1,6 @@
 """The score: every sentence of its definition, one test each."""
 
 import math
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, LiteralString
@@ -11,9 +10,7 @@ import psycopg
 import pytest
 from psycopg import Connection, sql
 
-from pyscore.cluster import PrivateCluster
 from tests.community import add_collaborator, add_project, add_user, configure, drain, queue, score
-from tests.conftest import janitor
 from tests.oracle import WHITE_SPACE, assert_all_right
 
 Db = Connection[Any]
@@ -56,22 +53,6 @@ def reattach(db: Db, *statements: LiteralString | sql.Composed) -> None:
 def set_signal(db: Db, signal: str, column: str, value: float) -> None:
     query = sql.SQL("update builder_score.signals set {} = %s where signal = %s")
     db.execute(query.format(sql.Identifier(column)), [value, signal])
-
-
-@pytest.fixture(scope="module")
-def shared(server: PrivateCluster, template: str) -> Iterator[Db]:
-    with (
-        janitor(server, "scoring", template=template) as address,
-        psycopg.connect(address) as connection,
-    ):
-        yield connection
-
-
-@pytest.fixture
-def scratch(shared: Db) -> Iterator[Db]:
-    """For tests that commit nothing: one database for all of them, everything taken back."""
-    with shared.transaction(force_rollback=True):
-        yield shared
 
 
 # shipped ------------------------------------------------------------------------------------------

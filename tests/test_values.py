@@ -1,20 +1,16 @@
 """What people type: no stored value makes the computation raise, and each counts for what it is."""
 
 import json
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, LiteralString
 from uuid import UUID
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import Connection, sql
 
-from pyscore.cluster import PrivateCluster
 from tests.community import add_project, add_user, drain
-from tests.conftest import janitor
 from tests.oracle import WHITE_SPACE, Score, assert_all_right, scores
 
 Db = Connection[Any]
@@ -29,22 +25,11 @@ MANY_EXAMPLES = settings(
 )
 
 
-@pytest.fixture(scope="module")
-def shared(server: PrivateCluster, template: str) -> Iterator[Db]:
-    with (
-        janitor(server, "odd_values", template=template) as address,
-        psycopg.connect(address) as connection,
-    ):
-        add_project(connection, add_user(connection, "ada"))
-        connection.commit()
-        yield connection
-
-
 @pytest.fixture
-def scratch(shared: Db) -> Iterator[Db]:
-    """One database with one user and one project for all tests, everything taken back."""
-    with shared.transaction(force_rollback=True):
-        yield shared
+def scratch(scratch: Db) -> Db:
+    """The database for tests that commit nothing, with one user who owns one project."""
+    add_project(scratch, add_user(scratch, "ada"))
+    return scratch
 
 
 def write(db: Db, table: str, column: str, value: object) -> None:

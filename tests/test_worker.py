@@ -9,7 +9,7 @@ import pytest
 from psycopg import Connection
 
 from pyscore import migrator
-from tests.community import add_project, add_user, configure, one, score
+from tests.community import add_project, add_user, configure, drain, one, score
 from tests.interleave import Sessions, assert_right, until
 
 WORKER = "call builder_score.run_worker('1 minute')"
@@ -53,6 +53,20 @@ def test_it_processes_what_is_due_and_what_comes_until_its_time_is_up(
     assert 1.5 <= time.monotonic() - began < 4
     assert holder(db) is None
     assert_right(db)
+
+
+def test_once_a_day_it_refreshes_whoever_still_ages(db: Connection[Any]) -> None:
+    user = add_user(db, "ada")
+    drain(db)
+    db.execute("update builder_score.score_state set computed_at = now() - interval '8 days'")
+    refreshed = "select computed_at > now() - interval '1 day' from builder_score.score_state"
+    db.execute("call builder_score.run_worker('0 seconds')")
+    assert not one(db, refreshed)
+    db.execute("update builder_score.host set refreshed_at = now() - interval '25 hours'")
+    db.execute("call builder_score.run_worker('0 seconds')")
+    drain(db)
+    assert one(db, refreshed)
+    assert score(db, user) == 0
 
 
 def test_max_runtime_0_is_one_batch(db: Connection[Any]) -> None:

@@ -1514,9 +1514,9 @@ language sql security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $function$
--- one probe a user; left alone, the planner prefers a scan of up to a hundred thousand users
 -- reads: host_users
 -- writes: row locks on the host's users
+-- One probe a user: left alone, the planner prefers a scan of up to a hundred thousand users.
     select coalesce(array_agg(l.id), '{}')
     from (
         select u.id::builder_score.user_id as id
@@ -1538,7 +1538,7 @@ set enable_seqscan = off
 as $function$
 -- reads: host
 -- writes: users.builder_score
--- one probe a user, as in lock_users()
+-- One probe a user, as in lock_users().
 declare
     v_search_path constant text := current_setting('search_path');
     v_written bigint;
