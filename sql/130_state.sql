@@ -102,6 +102,7 @@ create table builder_score.host (
     score_decimals integer not null default 0,
     attached_at timestamptz,
     refreshed_at timestamptz not null default clock_timestamp(),
+    walk_again_after xid8,
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -112,6 +113,8 @@ comment on column builder_score.host.search_path is 'search_path for the one sta
 comment on column builder_score.host.score_decimals is 'Decimals that users.builder_score holds: 0 for whole numbers, else 1.';
 comment on column builder_score.host.attached_at is 'When attach() last ran; null when detached.';
 comment on column builder_score.host.refreshed_at is 'When ageing accounts were last enqueued.';
+comment on column builder_score.host.walk_again_after is
+    'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)

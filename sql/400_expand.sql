@@ -82,8 +82,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
--- reads: score_recalc_queue, backfill, host_users, score_state, score_dead_letter, signals, settings
--- writes: score_recalc_queue, backfill
+-- reads: score_recalc_queue, backfill, host, host_users, score_state, score_dead_letter, signals, settings
+-- writes: score_recalc_queue, backfill, host
 -- returns: when the walk may go on; null when none is under way
 declare
     v_backfill builder_score.backfill;
@@ -93,6 +93,13 @@ declare
     v_now timestamptz;
     v_enqueued bigint;
 begin
+    -- A trigger in a transaction that was open when statuses changed went by the old list, and its queue row, or
+    -- the lack of one, became visible after the walk had passed: so a second walk follows those transactions.
+    if exists (select from builder_score.host as h where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())) then
+        perform builder_score.enqueue_everyone('formula: statuses, for transactions that were open');
+        update builder_score.host set walk_again_after = null;
+    end if;
+
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
     -- people whom the new row means.
     if exists (
@@ -110,7 +117,12 @@ begin
             returning q.reason
         )
         update builder_score.backfill as b
-        set reason = coalesce((select string_agg(distinct t.reason, ', ') from taken as t), b.reason);
+        set reason = coalesce((select string_agg(distinct t.reason, ', ') from taken as t), b.reason)
+        returning b.* into v_backfill;
+        if v_backfill.reason ~ '\mstatuses\M' and v_backfill.reason !~ 'that were open'
+           and exists (select from pg_snapshot_xip(pg_current_snapshot())) then
+            update builder_score.host set walk_again_after = pg_snapshot_xmax(pg_current_snapshot());
+        end if;
     end if;
 
     select b.* into v_backfill from builder_score.backfill as b for update skip locked;

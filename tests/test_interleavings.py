@@ -6,7 +6,16 @@ import psycopg
 import pytest
 from psycopg import Connection, sql
 
-from tests.community import add_collaborator, add_project, add_user, configure, drain, queue, score
+from tests.community import (
+    add_collaborator,
+    add_project,
+    add_user,
+    configure,
+    drain,
+    one,
+    queue,
+    score,
+)
 from tests.interleave import (
     GATES,
     Sessions,
@@ -486,3 +495,25 @@ def test_a_databases_default_isolation_and_read_only_do_not_reach_the_worker(
         assert score(db, ann) == 13
         settle(db)
         assert_right(db)
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_a_status_that_comes_to_count_beside_a_transaction_that_ends_such_a_collaboration(
+    db: Connection[Any], sessions: Sessions, isolation: str
+) -> None:
+    configure(db, debounce_window="0")
+    ann, bob = add_user(db, "ann"), add_user(db, "bob")
+    add_collaborator(db, add_project(db, ann), bob, "accepted")
+    drain(db)
+    application = sessions("application")
+    application.run(f"begin isolation level {isolation}")
+    # by the list that its trigger sees, this row never counted
+    application.run("delete from project_collaborators")
+    db.execute("insert into builder_score.statuses values ('confirmed', 'accepted')")
+    drain(db)
+    assert score(db, ann) == 8
+    application.run("commit")
+    settle(db)
+    assert_right(db)
+    assert score(db, ann) == 0
+    assert one(db, "select walk_again_after is null from builder_score.host"), "walks for ever"

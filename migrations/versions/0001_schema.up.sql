@@ -693,6 +693,7 @@ create table builder_score.host (
     score_decimals integer not null default 0,
     attached_at timestamptz,
     refreshed_at timestamptz not null default clock_timestamp(),
+    walk_again_after xid8,
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -703,6 +704,8 @@ comment on column builder_score.host.search_path is 'search_path for the one sta
 comment on column builder_score.host.score_decimals is 'Decimals that users.builder_score holds: 0 for whole numbers, else 1.';
 comment on column builder_score.host.attached_at is 'When attach() last ran; null when detached.';
 comment on column builder_score.host.refreshed_at is 'When ageing accounts were last enqueued.';
+comment on column builder_score.host.walk_again_after is
+    'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)
@@ -1322,8 +1325,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
--- reads: score_recalc_queue, backfill, host_users, score_state, score_dead_letter, signals, settings
--- writes: score_recalc_queue, backfill
+-- reads: score_recalc_queue, backfill, host, host_users, score_state, score_dead_letter, signals, settings
+-- writes: score_recalc_queue, backfill, host
 -- returns: when the walk may go on; null when none is under way
 declare
     v_backfill builder_score.backfill;
@@ -1333,6 +1336,13 @@ declare
     v_now timestamptz;
     v_enqueued bigint;
 begin
+    -- A trigger in a transaction that was open when statuses changed went by the old list, and its queue row, or
+    -- the lack of one, became visible after the walk had passed: so a second walk follows those transactions.
+    if exists (select from builder_score.host as h where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())) then
+        perform builder_score.enqueue_everyone('formula: statuses, for transactions that were open');
+        update builder_score.host set walk_again_after = null;
+    end if;
+
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
     -- people whom the new row means.
     if exists (
@@ -1350,7 +1360,12 @@ begin
             returning q.reason
         )
         update builder_score.backfill as b
-        set reason = coalesce((select string_agg(distinct t.reason, ', ') from taken as t), b.reason);
+        set reason = coalesce((select string_agg(distinct t.reason, ', ') from taken as t), b.reason)
+        returning b.* into v_backfill;
+        if v_backfill.reason ~ '\mstatuses\M' and v_backfill.reason !~ 'that were open'
+           and exists (select from pg_snapshot_xip(pg_current_snapshot())) then
+            update builder_score.host set walk_again_after = pg_snapshot_xmax(pg_current_snapshot());
+        end if;
     end if;
 
     select b.* into v_backfill from builder_score.backfill as b for update skip locked;
