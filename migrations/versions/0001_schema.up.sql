@@ -2010,7 +2010,8 @@ set jit = off
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
--- chosen: how much it did something about; resume_at: when a throttled backfill goes on, null without one;
+-- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
+-- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
 declare
     v_began constant timestamptz := clock_timestamp();
@@ -2132,10 +2133,6 @@ begin
         chosen := chosen + cardinality(v_seen.ready) + cardinality(v_seen.early_rows) + cardinality(v_seen.gone);
         if cardinality(v_seen.blocked) > 0 then
             chosen := chosen + builder_score.defer_blocked_users(v_seen.blocked);
-        end if;
-        if chosen = 0 then
-            -- Everything that is due is in the hands of another worker, which is about to commit.
-            resume_at := clock_timestamp() + interval '0.05 seconds';
         end if;
     exception when others then
         -- A lock on a whole table, a full disk: nobody's fault, nothing done; look again after a nap.
