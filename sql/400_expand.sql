@@ -11,17 +11,19 @@ as $function$
 declare
     v_count bigint;
 begin
+    -- As an array, here and wherever rows are chosen with SKIP LOCKED: chosen once, where the subquery of an IN may
+    -- be run again for every row that it is compared with.
     -- One statement, so one snapshot: whoever sees the queue row sees the owner and the collaborators of
     -- that same moment. A transfer that commits later has a queue row of its own.
     with taken as (
         delete from builder_score.score_recalc_queue as q
-        where q.id in (
+        where q.id = any(array(
             select c.id from builder_score.score_recalc_queue as c
             where c.project_id is not null and c.not_before <= clock_timestamp()
             order by c.not_before
             limit expand_projects.max_rows
             for update skip locked
-        )
+        ))
         returning q.project_id, q.priority, q.reason, q.enqueued_at
     ),
     project as (
@@ -109,11 +111,11 @@ begin
     then
         with taken as (
             delete from builder_score.score_recalc_queue as q
-            where q.id in (
+            where q.id = any(array(
                 select c.id from builder_score.score_recalc_queue as c
                 where c.user_id is null and c.project_id is null and c.not_before <= clock_timestamp()
                 for update skip locked
-            )
+            ))
             returning q.reason
         )
         update builder_score.backfill as b

@@ -75,13 +75,13 @@ declare
 begin
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp() + interval '1 second'
-    where q.id in (
+    where q.id = any(array(
         select c.id
         from builder_score.score_recalc_queue as c
         where c.user_id = any(defer_blocked_users.user_ids)
           and c.not_before <= clock_timestamp() + interval '1 second'
         for update skip locked
-    );
+    ));
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -98,15 +98,15 @@ as $function$
 -- writes: score_state, score_dead_letter
 -- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds.
     delete from builder_score.score_state as s
-    where s.user_id in (
+    where s.user_id = any(array(
         select c.user_id from builder_score.score_state as c
         where c.user_id = any(forget_users.user_ids) for update skip locked
-    );
+    ));
     delete from builder_score.score_dead_letter as d
-    where d.user_id in (
+    where d.user_id = any(array(
         select c.user_id from builder_score.score_dead_letter as c
         where c.user_id = any(forget_users.user_ids) for update skip locked
-    );
+    ));
 $function$;
 
 comment on function builder_score.forget_users(builder_score.user_id[]) is 'Removes what we remember of users who no longer exist.';
@@ -118,10 +118,10 @@ as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
     delete from builder_score.score_recalc_queue as q
-    where q.id in (
+    where q.id = any(array(
         select c.id from builder_score.score_recalc_queue as c
         where c.id = any(delete_queue_rows.row_ids) for update skip locked
-    );
+    ));
 $function$;
 
 comment on function builder_score.delete_queue_rows(bigint[]) is
@@ -274,10 +274,10 @@ begin
     -- what a worker holds is being decided with the new window or deferred by the old one for the last time
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp()
-    where q.id in (
+    where q.id = any(array(
         select c.id from builder_score.score_recalc_queue as c
         where c.not_before > clock_timestamp() for update skip locked
-    );
+    ));
     return null;
 end
 $function$;

@@ -1254,17 +1254,19 @@ as $function$
 declare
     v_count bigint;
 begin
+    -- As an array, here and wherever rows are chosen with SKIP LOCKED: chosen once, where the subquery of an IN may
+    -- be run again for every row that it is compared with.
     -- One statement, so one snapshot: whoever sees the queue row sees the owner and the collaborators of
     -- that same moment. A transfer that commits later has a queue row of its own.
     with taken as (
         delete from builder_score.score_recalc_queue as q
-        where q.id in (
+        where q.id = any(array(
             select c.id from builder_score.score_recalc_queue as c
             where c.project_id is not null and c.not_before <= clock_timestamp()
             order by c.not_before
             limit expand_projects.max_rows
             for update skip locked
-        )
+        ))
         returning q.project_id, q.priority, q.reason, q.enqueued_at
     ),
     project as (
@@ -1352,11 +1354,11 @@ begin
     then
         with taken as (
             delete from builder_score.score_recalc_queue as q
-            where q.id in (
+            where q.id = any(array(
                 select c.id from builder_score.score_recalc_queue as c
                 where c.user_id is null and c.project_id is null and c.not_before <= clock_timestamp()
                 for update skip locked
-            )
+            ))
             returning q.reason
         )
         update builder_score.backfill as b
@@ -1776,13 +1778,13 @@ declare
 begin
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp() + interval '1 second'
-    where q.id in (
+    where q.id = any(array(
         select c.id
         from builder_score.score_recalc_queue as c
         where c.user_id = any(defer_blocked_users.user_ids)
           and c.not_before <= clock_timestamp() + interval '1 second'
         for update skip locked
-    );
+    ));
     get diagnostics v_count = row_count;
     return v_count;
 end
@@ -1799,15 +1801,15 @@ as $function$
 -- writes: score_state, score_dead_letter
 -- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds.
     delete from builder_score.score_state as s
-    where s.user_id in (
+    where s.user_id = any(array(
         select c.user_id from builder_score.score_state as c
         where c.user_id = any(forget_users.user_ids) for update skip locked
-    );
+    ));
     delete from builder_score.score_dead_letter as d
-    where d.user_id in (
+    where d.user_id = any(array(
         select c.user_id from builder_score.score_dead_letter as c
         where c.user_id = any(forget_users.user_ids) for update skip locked
-    );
+    ));
 $function$;
 
 comment on function builder_score.forget_users(builder_score.user_id[]) is 'Removes what we remember of users who no longer exist.';
@@ -1819,10 +1821,10 @@ as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
     delete from builder_score.score_recalc_queue as q
-    where q.id in (
+    where q.id = any(array(
         select c.id from builder_score.score_recalc_queue as c
         where c.id = any(delete_queue_rows.row_ids) for update skip locked
-    );
+    ));
 $function$;
 
 comment on function builder_score.delete_queue_rows(bigint[]) is
@@ -1975,10 +1977,10 @@ begin
     -- what a worker holds is being decided with the new window or deferred by the old one for the last time
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp()
-    where q.id in (
+    where q.id = any(array(
         select c.id from builder_score.score_recalc_queue as c
         where c.not_before > clock_timestamp() for update skip locked
-    );
+    ));
     return null;
 end
 $function$;

@@ -56,7 +56,7 @@ def _run(dsn: str | None) -> None:
                     wait = 0.1
                     if time.monotonic() - began < 30:
                         time.sleep(1)  # paused, or another worker runs
-        except (psycopg.OperationalError, PyscoreError) as error:
+        except (psycopg.Error, PyscoreError) as error:
             first_line = str(error).splitlines()[0]
             click.echo(f"pyscore: {first_line}; trying again", err=True)
             time.sleep(wait)
