@@ -71,6 +71,9 @@ create table builder_score.worker_status (
     recalculated bigint not null default 0,
     changed bigint not null default 0,
     failed bigint not null default 0,
+    minute timestamptz,
+    minute_recalculated bigint not null default 0,
+    minute_before_recalculated bigint not null default 0,
     last_batch_at timestamptz,
     last_batch_seconds double precision,
     last_error text,
@@ -88,12 +91,34 @@ comment on column builder_score.worker_status.passes is 'Attempts to score a bat
 comment on column builder_score.worker_status.recalculated is 'Recalculations so far.';
 comment on column builder_score.worker_status.changed is 'Of those, scores that changed.';
 comment on column builder_score.worker_status.failed is 'Failures counted against a user so far.';
+comment on column builder_score.worker_status.minute is 'The minute of the last batch that had work.';
+comment on column builder_score.worker_status.minute_recalculated is 'Recalculations in that minute.';
+comment on column builder_score.worker_status.minute_before_recalculated is 'Recalculations in the minute before it.';
 comment on column builder_score.worker_status.last_batch_at is 'End of the last batch that had work.';
 comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
+
+create function builder_score.recent_rate(
+    minute timestamptz, minute_recalculated bigint, minute_before_recalculated bigint
+) returns double precision
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+    select (case recent_rate.minute
+                when m.this_minute then minute_recalculated + minute_before_recalculated
+                when m.this_minute - interval '1 minute' then minute_recalculated
+                else 0
+            end / (60 + extract(epoch from clock_timestamp() - m.this_minute)))::double precision
+    from (select date_trunc('minute', clock_timestamp())) as m(this_minute);
+$function$;
+
+comment on function builder_score.recent_rate(timestamptz, bigint, bigint) is
+    'Recalculations a second, over this minute and the one before.';
 
 create table builder_score.host (
     one_row boolean primary key default true,

@@ -264,6 +264,26 @@ comment on function builder_score.score_or_split(builder_score.user_id[], bigint
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 
+create function builder_score.retry_dead_letters(user_ids builder_score.user_id[] default null) returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_dead_letter
+-- writes: score_recalc_queue
+-- The dead letter itself goes when the score has been computed: until then it says what was wrong.
+    with enqueued as (
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select d.user_id, 0, 'dead letter retried'
+        from builder_score.score_dead_letter as d
+        where retry_dead_letters.user_ids is null or d.user_id = any(retry_dead_letters.user_ids)
+        returning id
+    )
+    select count(*) from enqueued;
+$function$;
+
+comment on function builder_score.retry_dead_letters(builder_score.user_id[]) is
+    'Gives those of the users who are dead letters (null: all dead letters) a fresh start, past the debounce. Returns how many.';
+
 create function builder_score.reconsider_deferred() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -29,6 +29,7 @@ declare
     v_scored record;
     v_error text;
     v_passes integer := 0;
+    v_minute timestamptz;
 begin
     select s.* into strict v_settings from builder_score.settings as s;
     perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
@@ -155,6 +156,7 @@ begin
     end protected;
 
     if chosen > 0 or v_error is not null then
+        v_minute := date_trunc('minute', clock_timestamp());
         update builder_score.worker_status as w
         set backend_pid = pg_backend_pid(),
             heartbeat_at = clock_timestamp(),
@@ -163,6 +165,12 @@ begin
             recalculated = w.recalculated + run_batch.recalculated,
             changed = w.changed + run_batch.changed,
             failed = w.failed + run_batch.failed,
+            minute = v_minute,
+            minute_recalculated = run_batch.recalculated + case when w.minute = v_minute then w.minute_recalculated else 0 end,
+            minute_before_recalculated = case w.minute
+                when v_minute then w.minute_before_recalculated
+                when v_minute - interval '1 minute' then w.minute_recalculated
+                else 0 end,
             last_batch_at = clock_timestamp(),
             last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
             last_error = coalesce(v_error, w.last_error),

@@ -59,24 +59,70 @@ $function$;
 
 comment on function builder_score.find_user(text) is 'The user with this id, else with this username; null where there is none.';
 
+create function builder_score.pending(user_id builder_score.user_id)
+returns table (
+    stands_for text,
+    priority smallint,
+    reason text,
+    enqueued_at timestamptz,
+    due_at timestamptz
+)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_recalc_queue, backfill, score_state, settings, host_projects, host_collaborations
+-- writes: nothing
+    with waiting as (
+        select 'user' as stands_for, q.priority, q.reason, q.enqueued_at, q.not_before
+        from builder_score.score_recalc_queue as q
+        where q.user_id = pending.user_id
+        union all
+        select 'project', q.priority, q.reason, q.enqueued_at, q.not_before
+        from builder_score.score_recalc_queue as q
+        where q.project_id is not null
+          and (exists (select from builder_score.host_projects as p
+                       where p.id = q.project_id and p.owner_id = pending.user_id)
+               or exists (select from builder_score.host_collaborations as c
+                          where c.project_id = q.project_id and c.user_id = pending.user_id))
+        union all
+        select 'everyone', q.priority, q.reason, q.enqueued_at, q.not_before
+        from builder_score.score_recalc_queue as q
+        where q.user_id is null and q.project_id is null
+        union all
+        -- whom the walk has passed has a row of their own
+        select 'everyone', 20::smallint, b.reason, b.started_at, b.started_at
+        from builder_score.backfill as b
+        where not b.only_ageing and (b.after_user_id is null or b.after_user_id < pending.user_id)
+    )
+    select w.stands_for, w.priority, w.reason, w.enqueued_at,
+           greatest(
+               w.not_before,
+               case when not w.forced then t.window_end end,
+               t.retry_at
+           )
+    from (select waiting.*, min(waiting.priority) over () = 0 as forced from waiting) as w
+    left join (
+        select s.retry_at,
+               -- one that opened in the future means that the clock was set back
+               case when s.computed_at <= clock_timestamp() then s.computed_at + g.debounce_window end as window_end
+        from builder_score.score_state as s
+        cross join builder_score.settings as g
+        where s.user_id = pending.user_id
+    ) as t on true
+    order by w.priority, w.enqueued_at;
+$function$;
+
+comment on function builder_score.pending(builder_score.user_id) is
+    'What is queued that will have this user recalculated: their own rows, their projects'', everyone''s. due_at: not before this '
+    'moment, by the debounce window and the backoff.';
+
 create function builder_score.is_pending(user_id builder_score.user_id) returns boolean
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: score_recalc_queue, backfill, host_projects, host_collaborations
+-- reads: what pending() reads
 -- writes: nothing
-    select exists (select from builder_score.score_recalc_queue as q where q.user_id = is_pending.user_id)
-        or exists (select from builder_score.backfill as b where not b.only_ageing)
-        or exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
-        or exists (
-            select
-            from builder_score.score_recalc_queue as q
-            where q.project_id is not null
-              and (exists (select from builder_score.host_projects as p
-                           where p.id = q.project_id and p.owner_id = is_pending.user_id)
-                   or exists (select from builder_score.host_collaborations as c
-                              where c.project_id = q.project_id and c.user_id = is_pending.user_id))
-        );
+    select exists (select from builder_score.pending(is_pending.user_id));
 $function$;
 
 comment on function builder_score.is_pending(builder_score.user_id) is
@@ -170,6 +216,49 @@ $function$;
 comment on function builder_score.scheduler() is
     'What drives the worker: pg_cron (an active job that the caller may see), worker (somebody else keeps the heartbeat going) or none.';
 
+create function builder_score.job_runs(max_rows integer default 5)
+returns table (job text, run_as text, started_at timestamptz, ended_at timestamptz, status text, message text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job, cron.job_run_details (pg_cron, where it is)
+-- writes: nothing
+-- The caller is who looks: pg_cron shows each role its own jobs.
+begin
+    if not exists (select from pg_extension where extname = 'pg_cron') or not has_schema_privilege('cron', 'usage') then
+        return;
+    end if;
+    return query execute $runs$
+        select j.jobname::text, j.username::text, d.start_time, d.end_time, d.status::text, d.return_message::text
+        from cron.job_run_details as d
+        join cron.job as j on j.jobid = d.jobid
+        where j.jobname like 'builder-score-worker%'
+          and j.database = current_database()
+        order by d.runid desc
+        limit $1
+    $runs$ using max_rows;
+end
+$function$;
+
+comment on function builder_score.job_runs(integer) is
+    'The last runs of our pg_cron jobs, the newest first, as far as the caller may see them; empty without pg_cron.';
+
+create view builder_score.queue_by_priority as
+select p.priority,
+       count(q.id) as queue_depth,
+       count(q.id) filter (where q.not_before <= clock_timestamp()) as due_now,
+       clock_timestamp() - min(q.not_before) filter (where q.not_before <= clock_timestamp()) as oldest_due_age
+from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+left join builder_score.score_recalc_queue as q on q.priority = p.priority
+group by p.priority
+order by p.priority;
+
+comment on view builder_score.queue_by_priority is 'The queue by priority: three rows.';
+comment on column builder_score.queue_by_priority.priority is '0 high, 10 medium, 20 low.';
+comment on column builder_score.queue_by_priority.queue_depth is 'Rows in score_recalc_queue.';
+comment on column builder_score.queue_by_priority.due_now is 'Of those, rows that could be taken now.';
+comment on column builder_score.queue_by_priority.oldest_due_age is 'How long the oldest of these has been due.';
+
 create view builder_score.health as
 select q.queue_depth,
        q.due_now,
@@ -188,6 +277,7 @@ select q.queue_depth,
        t.recalculated,
        t.changed,
        t.failed,
+       t.recalculated_per_second,
        t.last_batch_at,
        e.last_error,
        e.last_error_at
@@ -204,6 +294,7 @@ cross join (
            sum(recalculated)::bigint as recalculated,
            sum(changed)::bigint as changed,
            sum(failed)::bigint as failed,
+           sum(builder_score.recent_rate(minute, minute_recalculated, minute_before_recalculated)) as recalculated_per_second,
            max(last_batch_at) as last_batch_at
     from builder_score.worker_status
 ) as t
@@ -235,6 +326,7 @@ comment on column builder_score.health.batches is 'Batches so far.';
 comment on column builder_score.health.recalculated is 'Recalculations so far.';
 comment on column builder_score.health.changed is 'Of those, scores that changed.';
 comment on column builder_score.health.failed is 'Failures counted against a user so far.';
+comment on column builder_score.health.recalculated_per_second is 'Recalculations a second, over this minute and the one before.';
 comment on column builder_score.health.last_batch_at is 'End of the last batch that had work.';
 comment on column builder_score.health.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.health.last_error_at is 'When.';

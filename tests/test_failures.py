@@ -405,3 +405,53 @@ def test_kill_9_of_a_worker_in_mid_batch_loses_nothing(
         settle(admin)
         assert score(admin, user) == 10
         assert_right(admin)
+
+
+# dead letters, retried ----------------------------------------------------------------------------
+
+
+def given_up(db: Connection[Any]) -> list[str]:
+    return [
+        name
+        for (name,) in db.execute(
+            "select username from builder_score.score_dead_letter join users on id = user_id"
+            " order by username"
+        ).fetchall()
+    ]
+
+
+def test_a_retried_dead_letter_gets_a_fresh_start_past_the_debounce(db: Connection[Any]) -> None:
+    poison(db)
+    ann, bob, eve = (add_user(db, name, bio="b") for name in ("poison_ann", "poison_bob", "eve"))
+    configure(db, max_attempts=1, debounce_window="1 hour")
+    settle(db)
+    assert given_up(db) == ["poison_ann", "poison_bob"]
+    db.execute(CURE)
+
+    retry = "select builder_score.retry_dead_letters(%s)"
+    assert db.execute(retry, [[ann, eve, UUID(int=0)]]).fetchall() == [(1,)]
+    assert given_up(db) == ["poison_ann", "poison_bob"], "it says what was wrong until then"
+    assert queue(db) == [(ann, None, 0, "dead letter retried")]
+    drain(db)
+    assert given_up(db) == ["poison_bob"]
+    assert (score(db, ann), score(db, bob)) == (3, 0)
+
+    db.execute("update builder_score.score_state set computed_at = clock_timestamp()")
+    assert db.execute("select builder_score.retry_dead_letters()").fetchall() == [(1,)]
+    drain(db)
+    assert given_up(db) == []
+    assert score(db, bob) == 3
+    assert db.execute("select builder_score.retry_dead_letters()").fetchall() == [(0,)]
+
+
+def test_a_retried_dead_letter_that_fails_again_is_one_again(db: Connection[Any]) -> None:
+    poison(db)
+    add_user(db, "poison_ann", bio="b")
+    give_up(db)
+    (before,) = db.execute("select last_failed_at from builder_score.score_dead_letter").fetchall()
+    db.execute("select builder_score.retry_dead_letters()")
+    drain(db)
+    try_again(db)
+    assert given_up(db) == ["poison_ann"]
+    (after,) = db.execute("select last_failed_at from builder_score.score_dead_letter").fetchall()
+    assert after > before

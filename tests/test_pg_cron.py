@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -292,6 +293,36 @@ def test_purge_deletes_only_old_runs_of_our_own_jobs(cron_database: str) -> None
         "builder-score-worker 6",
         "builder-score-worker-at-start 6",
     ]
+
+
+def test_job_runs_are_the_newest_of_our_own_jobs(cron_database: str) -> None:
+    with psycopg.connect(cron_database, autocommit=True) as db:
+        db.execute("""
+            update builder_score.settings set paused = true;
+            select cron.schedule('backup', '0 4 * * *', 'select 1');
+            truncate cron.job_run_details;
+            insert into cron.job_run_details
+                (jobid, runid, status, return_message, start_time, end_time)
+            select j.jobid, 1000000 + row_number() over (order by n), j.jobname || n, 'message',
+                   now() - '1 h'::interval, now()
+            from cron.job as j cross join generate_series(1, 2) as n
+            where j.jobname <> 'builder-score-worker-at-start';
+        """)
+        query = "select job, run_as, ended_at - started_at, status, message"
+        runs = db.execute(f"{query} from builder_score.job_runs()".encode()).fetchall()
+        (newest,) = db.execute("select status from builder_score.job_runs(1)").fetchall()
+        db.execute("select cron.unschedule('backup')")
+    told = [row for row in runs if row[4] == "message"]
+    hour = timedelta(hours=1)
+    assert told == [
+        ("builder-score-worker", "postgres", hour, f"builder-score-worker{n}", "message")
+        for n in (2, 1)
+    ]
+    assert newest[0] == "builder-score-worker2"
+
+
+def test_without_pg_cron_there_are_no_job_runs(scratch: Connection[Any]) -> None:
+    assert scratch.execute("select * from builder_score.job_runs()").fetchall() == []
 
 
 def said_by_schedule(conninfo: str) -> str:
