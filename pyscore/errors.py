@@ -1,4 +1,4 @@
-"""The one exception that people see."""
+"""The exceptions that people see."""
 
 import psycopg
 
@@ -13,6 +13,17 @@ class PyscoreError(Exception):
     def __init__(self, message: str, *, exit_code: int = 1):
         super().__init__(" ".join(message.split()))
         self.exit_code = exit_code
+
+
+class UnknownUserError(PyscoreError, LookupError):
+    """There is no such user in the application's ``users``."""
+
+
+class BadArgumentError(PyscoreError, ValueError):
+    """An argument that can mean nothing: a page of no rows, a cursor or an id that is none."""
+
+    def __init__(self, message: str):
+        super().__init__(message, exit_code=2)
 
 
 def from_database(error: psycopg.Error) -> PyscoreError:
