@@ -1,0 +1,140 @@
+"""What the catalogue knows about the host's users; every query is made for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import TextClause, text
+
+from pyscore.errors import PyscoreError
+from pyscore.reading.types import IdType, ScoreType
+
+# One row per column of interest, at least one in all; domains are followed to what they are made
+# of. Nothing here needs a privilege, and nothing raises when there is no such schema or table.
+_RELATION = """
+with recursive relation as (
+    select c.oid, n.nspname
+    from pg_catalog.pg_class as c
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where c.relname = cast(cast(:name as text) as name)
+      and c.relkind in ('r', 'p', 'v', 'm', 'f')
+      and case when cast(:schema as text) is null then pg_catalog.pg_table_is_visible(c.oid)
+               else n.nspname = cast(cast(:schema as text) as name) end
+), base as (
+    select a.attname, a.atttypid as type_id
+    from relation as r
+    join pg_catalog.pg_attribute as a on a.attrelid = r.oid
+    where a.attname in ('id', 'username', 'builder_score') and not a.attisdropped
+    union all
+    select b.attname, t.typbasetype
+    from base as b
+    join pg_catalog.pg_type as t on t.oid = b.type_id
+    where t.typtype = 'd'
+)
+select cast(pg_catalog.array_to_string(pg_catalog.current_schemas(false), ', ') as text),
+       cast(r.oid as bigint), cast(r.nspname as text), cast(b.attname as text),
+       pg_catalog.format_type(b.type_id, -1), cast(b.typcategory as text)
+from (values (1)) as one (one)
+left join relation as r on true
+left join (select b.*, t.typcategory from base as b
+           join pg_catalog.pg_type as t on t.oid = b.type_id and t.typtype <> 'd') as b on true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table or view, as far as it matters here.
+
+    Attributes:
+        searched: The schemas in which a name without one is looked for.
+        oid: None where there is no such table.
+        schema: Where it is.
+        columns: Type and type category of id, username and builder_score, of those that it has.
+    """
+
+    searched: str
+    oid: int | None
+    schema: str | None
+    columns: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class HostUsers:
+    """The host's users.
+
+    Attributes:
+        oid: The table's.
+        schema: Where it is, however it was found.
+        name: users, or what ``users=`` names.
+        written_schema: The schema that queries name; None to leave it to the search_path.
+        id_type: The type of ``id``.
+        score_type: The type of ``builder_score``.
+        username_type: Type and type category of ``username``; None where there is no such column.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    written_schema: str | None
+    id_type: IdType
+    score_type: ScoreType
+    username_type: tuple[str, str] | None
+
+
+def relation(schema: str | None, name: str) -> TextClause:
+    """Return the query for a table's `Relation`.
+
+    Args:
+        schema: None to look where the search_path leads.
+        name: The table.
+    """
+    return text(_RELATION).bindparams(schema=schema, name=name)
+
+
+def relation_from(rows: Sequence[Sequence[Any]]) -> Relation:
+    """Return what the rows of `relation` say."""
+    searched, oid, schema, *_ = rows[0]
+    columns = {str(row[3]): (str(row[4]), str(row[5])) for row in rows if row[3] is not None}
+    return Relation(searched, oid, schema, columns)
+
+
+def users_from(found: Relation, schema: str | None, name: str) -> HostUsers:
+    """Return the host's users.
+
+    Args:
+        found: What the catalogue says about them.
+        schema: Where they were looked for; None for the search_path.
+        name: Their table.
+
+    Raises:
+        PyscoreError: There is no such table, or it lacks a column, or has one of another type.
+    """
+    if found.oid is None or found.schema is None:
+        if schema is None:
+            where = f"the search_path ({found.searched or 'no schema'})"
+        else:
+            where = f"schema {schema}"
+        raise PyscoreError(
+            f"there is no table {name} in {where}: connect to the application's database, "
+            "or name the schema of its users: ScoreReader(..., schema=...)"
+        )
+    table = f"{found.schema}.{name}"
+    if "id" not in found.columns:
+        raise PyscoreError(
+            f"{table} has no column id: expected the application's users; "
+            "is another table of that name found first? Then name the schema: "
+            "ScoreReader(..., schema=...)"
+        )
+    if "builder_score" not in found.columns:
+        raise PyscoreError(f"{table} has no column builder_score: install it with: pyscore migrate")
+    return HostUsers(
+        oid=found.oid,
+        schema=found.schema,
+        name=name,
+        written_schema=schema,
+        id_type=IdType(*found.columns["id"]),
+        score_type=ScoreType(found.columns["builder_score"][0]),
+        username_type=found.columns.get("username"),
+    )

@@ -1,0 +1,135 @@
+"""What tests of the reader share: everything a reader may be given, and bare tables of users."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, LiteralString, cast
+
+import psycopg
+import pytest
+from psycopg import Connection
+from psycopg.rows import dict_row, tuple_row
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from pyscore.reading.binds import Bind
+from pyscore.scores import Page
+
+BINDS = ("engine", "connection", "session", "scoped session", "psycopg", "psycopg autocommit")
+"""All that a reader may be given."""
+
+CALLERS = BINDS[1:-1]
+"""Those that bring a transaction."""
+
+
+@contextmanager
+def engine_for(address: str, **options: Any) -> Generator[Engine]:
+    """An engine whose connections are closed at the end."""
+    engine = create_engine(address.replace("postgresql:", "postgresql+psycopg:", 1), **options)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def bind_for(kind: str, address: str, **options: Any) -> Generator[Bind]:
+    """One of BINDS; options are those of an engine."""
+    if kind.startswith("psycopg"):
+        # rows that are no tuples, to see that a reader does not rely on the caller's choice
+        factory = cast(Any, dict_row)
+        raw = psycopg.connect(address, autocommit=kind.endswith("autocommit"), row_factory=factory)
+        try:
+            yield raw
+        finally:
+            raw.close()  # leaving it by `with` would commit
+        return
+    with engine_for(address, **options) as engine:
+        match kind:
+            case "engine":
+                yield engine
+            case "connection":
+                with engine.connect() as connection:
+                    yield connection
+            case "session":
+                with Session(engine) as session:
+                    yield session
+            case _:
+                scoped = scoped_session(sessionmaker(engine))
+                yield scoped
+                scoped.remove()
+
+
+def execute(bind: Bind, statement: str) -> list[tuple[Any, ...]]:
+    """Run a statement in the caller's transaction and return its rows."""
+    if isinstance(bind, psycopg.Connection):
+        cursor = psycopg.Cursor(bind, row_factory=tuple_row).execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []
+    if isinstance(bind, Engine):
+        with bind.begin() as connection:
+            return execute(connection, statement)
+    connection = bind if not isinstance(bind, Session | scoped_session) else bind.connection()
+    result = connection.exec_driver_sql(statement)
+    return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def create_users(
+    db: Connection[Any],
+    rows: Sequence[tuple[object, ...]] = (),
+    *,
+    key: str = "bigint",
+    score: str = "integer",
+    schema: str = "public",
+    more: str = "",
+) -> None:
+    """Create and fill a table of users that has never heard of us: id, username, score, more."""
+    run(db, f"create schema if not exists {schema}")
+    run(
+        db,
+        f"create table {schema}.users (id {key} primary key, username text, builder_score {score}"
+        f"{', ' + more if more else ''});"
+        f"create index on {schema}.users (builder_score desc, id desc)",
+    )
+    for row in rows:
+        marks = ", ".join(["%s"] * len(row))
+        db.execute(cast(LiteralString, f"insert into {schema}.users values ({marks})"), row)
+
+
+def run(db: Connection[Any], statement: str) -> list[tuple[Any, ...]]:
+    cursor = db.execute(cast(LiteralString, statement))
+    return cursor.fetchall() if cursor.description else []
+
+
+def ids(page: Page) -> list[Any]:
+    return [entry.user_id for entry in page]
+
+
+@contextmanager
+def counted(bind: Bind, monkeypatch: pytest.MonkeyPatch) -> Generator[list[str]]:
+    """Collect the statements that reach the server."""
+    seen: list[str] = []
+    if isinstance(bind, psycopg.Connection):
+        original = psycopg.Cursor[Any].execute
+
+        def spy(self: Any, query: Any, *rest: Any, **named: Any) -> Any:
+            seen.append(str(query))
+            return original(self, query, *rest, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(psycopg.Cursor, "execute", spy)
+            yield seen
+        return
+    if isinstance(bind, Engine):
+        engine = bind
+    elif isinstance(bind, Session | scoped_session):
+        engine = bind.connection().engine
+    else:
+        engine = bind.engine
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
