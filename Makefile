@@ -8,7 +8,7 @@ revisions := $(wildcard migrations/versions/*.up.sql migrations/versions/*.down.
 
 demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 	@.ci/install demo
-	@$(bin)/python -m pyscore.demo $(ARGS)
+	@$(bin)/pyscore demo $(ARGS)
 
 test: lint ## everything CI checks
 	$(bin)/pytest

@@ -269,13 +269,22 @@ class PrivateCluster:
     def has_extension(self, name: str) -> bool:
         """Return whether these programs can ``CREATE EXTENSION name``.
 
-        Raises:
-            ClusterError: there is no ``pg_config`` beside the server's programs.
+        Where ``pg_config`` is missing or fails nobody can tell, and the answer is False.
         """
-        done = subprocess.run(
-            [self.program("pg_config"), "--sharedir"], capture_output=True, text=True, check=True
-        )
+        try:
+            done = subprocess.run(
+                [self.bin_dir / "pg_config", "--sharedir"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return False
         return Path(done.stdout.strip(), "extension", f"{name}.control").exists()
+
+    def can_read(self, path: Path) -> bool:
+        """Return whether the server's user, who may not be the caller, may read a file."""
+        return self._may(path, "-r")
 
     def pg_cron_settings(self, database: str) -> dict[str, Setting]:
         """Return the settings with which pg_cron runs here.
@@ -429,8 +438,8 @@ class PrivateCluster:
                 "run as an ordinary user instead"
             ) from error
 
-    def _may(self, path: Path, what: Literal["-x", "-w"]) -> bool:
-        """Return whether the server's user may enter (-x) or write (-w) a directory.
+    def _may(self, path: Path, what: Literal["-r", "-w", "-x"]) -> bool:
+        """Return whether the server's user may read (-r), write (-w) or enter (-x) a path.
 
         os.access answers for the caller, and root may do everything.
         """

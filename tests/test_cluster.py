@@ -202,6 +202,15 @@ def test_extensions_and_programs(server: PrivateCluster) -> None:
         server.program("no_such_program")
 
 
+def test_nothing_is_known_of_extensions_without_a_working_pg_config(tmp_path: Path) -> None:
+    programs = fake_programs(tmp_path / "bin", "17.1")
+    cluster = PrivateCluster(bin_dir=programs)
+    assert not cluster.has_extension("plpgsql")
+    (programs / "pg_config").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "pg_config").chmod(0o755)
+    assert not cluster.has_extension("plpgsql")
+
+
 def test_newest_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in ("9.6", "14", "16", "100"):
         fake_programs(tmp_path / version / "bin", version)

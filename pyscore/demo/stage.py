@@ -1,7 +1,7 @@
 """What every act plays on: a private server with our schema, a connection, and timed steps."""
 
 import os
-import signal
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,12 +13,15 @@ from rich.console import Console
 
 from pyscore import address, migrator
 from pyscore.cluster import PrivateCluster
+from pyscore.demo import embedded, signals
+from pyscore.demo.servers import Server
+from pyscore.demo.workers import PgCron, Worker, WorkerProcess
 from pyscore.errors import PyscoreError
 
 DATABASE = "pyscore_demo"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
     """What an act gets.
 
@@ -26,11 +29,13 @@ class Stage:
         console: Where it prints.
         cluster: The private server.
         connection: To its migrated database; each statement is a transaction of its own.
+        worker: What runs the worker.
     """
 
     console: Console
     cluster: PrivateCluster
     connection: Connection[Any]
+    worker: Worker
 
     def one(self, query: Any, *parameters: Any) -> Any:
         """Return the first column of a query's first row."""
@@ -38,6 +43,13 @@ class Stage:
         if row is None:
             raise PyscoreError(f"no row came back from: {query}")
         return row[0]
+
+    def restart(self) -> None:
+        """Restart the server and connect to it again."""
+        self.connection.close()
+        with signals.held():
+            self.cluster.restart()
+        self.connection = address.connect(self.cluster.conninfo(DATABASE))
 
 
 def print_step(console: Console, title: str, seconds: float, *remarks: str) -> None:
@@ -63,40 +75,57 @@ def step(console: Console, title: str) -> Generator[list[str], None, None]:
 
 
 @contextmanager
-def open_stage(console: Console, *, keep: bool) -> Generator[Stage, None, None]:
+def open_stage(console: Console, server: Server, *, keep: bool) -> Generator[Stage, None, None]:
     """Start a server that nothing else knows about, and migrate its database.
 
     Args:
         console: Where acts print.
-        keep: Leave the server running, unless something goes wrong; else stop and remove it.
+        server: What to start.
+        keep: Leave all of it running, unless something goes wrong; else stop and remove it.
     """
     _forget_callers_server()
-    cluster = PrivateCluster(tcp=False, cron_database=DATABASE)
+    cron = DATABASE if server.has_pg_cron else None
+    cluster = PrivateCluster(bin_dir=server.bin_dir, tcp=False, cron_database=cron)
+    conninfo = cluster.conninfo(DATABASE)
+    process = WorkerProcess(conninfo, cluster.directory / "worker.log")
+    stage: Stage | None = None
     finished = False
     try:
         with step(console, "start a server") as remarks:
-            cluster.start()
+            if server.is_embedded:
+                embedded.bring_within_reach(cluster)
+            with signals.held():
+                cluster.start()
             cluster.psql("-c", f"create database {DATABASE}")
-            remarks += [_versions(cluster), f"private, in {cluster.directory}"]
+            remarks.append(_versions(cluster))
+            if server.is_embedded:
+                remarks.append(f"from PyPI's {embedded.PACKAGE.replace('_', '-')}")
+            remarks.append(f"private, in {cluster.directory}")
+        if not server.has_pg_cron:
+            console.print("no pg_cron here: `pyscore worker` in its place", markup=False)
         with step(console, "pyscore migrate") as remarks:
-            migrator.upgrade(cluster.conninfo(DATABASE))
+            migrator.upgrade(conninfo)
             remarks.append(f"to revision {migrator.head()}")
-        with address.connect(cluster.conninfo(DATABASE)) as connection:
-            yield Stage(console, cluster, connection)
+        worker = PgCron() if server.has_pg_cron else process
+        stage = Stage(console, cluster, address.connect(conninfo), worker)
+        yield stage
         finished = True
     finally:
+        if stage is not None:
+            stage.connection.close()
         if not (keep and finished):
-            # a second Ctrl-C must not leave half of it behind
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            cluster.close()
+            with signals.ignored():
+                process.close()
+                cluster.close()
+                shutil.rmtree(embedded.programs_of(cluster), ignore_errors=True)
 
 
 def _versions(cluster: PrivateCluster) -> str:
     query = (
-        "select format('PostgreSQL %s, pg_cron %s',"
-        " split_part(current_setting('server_version'), ' ', 1), default_version)"
-        " from pg_available_extensions where name = 'pg_cron'"
+        "select concat_ws(', ',"
+        " 'PostgreSQL ' || split_part(current_setting('server_version'), ' ', 1),"
+        " (select 'pg_cron ' || default_version from pg_available_extensions"
+        " where name = 'pg_cron' and current_setting('cron.database_name', true) is not null))"
     )
     return cluster.psql("-Atc", query).strip()
 

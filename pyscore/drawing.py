@@ -1,5 +1,6 @@
 """Bars, histograms and tables, for 80 columns."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from rich.table import Table
 
 FULL, EMPTY = "█", "░"
 ASCII_FULL, ASCII_EMPTY = "#", "."
+WIDEST = 40  # characters of a signal's bar
+SPARKS, ASCII_SPARKS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
 
 def bar(value: float, most: float, width: int, *, full: str = FULL, empty: str = " ") -> str:
@@ -24,6 +27,23 @@ def bar(value: float, most: float, width: int, *, full: str = FULL, empty: str =
     if value > 0:
         cells = max(1, cells)
     return full * cells + empty * (width - cells)
+
+
+def sparkline(values: Sequence[float | None], *, ascii_only: bool = False) -> str:
+    """Draw values over time, a character each: the lowest for zero, the highest for the largest.
+
+    Args:
+        values: Not negative; None, for what was not measured, is a blank.
+        ascii_only: Whether the output can hold nothing else.
+    """
+    marks = ASCII_SPARKS if ascii_only else SPARKS
+    most = max((value for value in values if value is not None), default=0)
+    steps = len(marks) - 1
+    return "".join(
+        # the largest may come out a hair above the last mark
+        " " if value is None else marks[min(steps, math.ceil(steps * value / most)) if most else 0]
+        for value in values
+    )
 
 
 def histogram(counts: Mapping[int, int], *, step: int, width: int, full: str = FULL) -> list[str]:
@@ -44,21 +64,33 @@ def histogram(counts: Mapping[int, int], *, step: int, width: int, full: str = F
     return lines
 
 
-def explanation(signals: Sequence[tuple[str, Any, float, float]], *, ascii_only: bool) -> Table:
+def explanation(
+    signals: Sequence[tuple[str, Any, float, float]],
+    *,
+    ascii_only: bool,
+    total: float | None = None,
+) -> Table:
     """Make the table of one person's signals.
 
     Args:
         signals: What builder_score.explain() says: signal, raw value, points, most points.
         ascii_only: Whether the output can hold nothing else.
+        total: What the points add up to, for a last line; None for none.
     """
     table = Table(box=None, pad_edge=False)
     for name in ("signal", "raw", "points", "of"):
         table.add_column(name, justify="left" if name == "signal" else "right")
     table.add_column("")
     full, empty = (ASCII_FULL, ASCII_EMPTY) if ascii_only else (FULL, EMPTY)
+    scale = WIDEST / max([WIDEST, *(most for *_, most in signals)])
     for signal, raw, points, most in signals:
-        drawn = bar(points, most, round(most), full=full, empty=empty)
+        if most == 0:
+            table.add_row(signal, f"{raw:,.6g}", "off", "")
+            continue
+        drawn = bar(points, most, max(1, round(most * scale)), full=full, empty=empty)
         table.add_row(signal, f"{raw:,.6g}", f"{points:.2f}", f"{most:g}", drawn)
+    if total is not None:
+        table.add_row("total", "", f"{total:.2f}", "100")
     return table
 
 
