@@ -144,3 +144,8 @@ comment on column builder_score.host.walk_again_after is
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)
 from (select coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public')) as s(name);
+
+-- Autovacuum never looks at tables this small, and without statistics the planner takes a join of them for
+-- millions of rows: too much for a health that is looked at every second.
+analyze builder_score.settings, builder_score.signals, builder_score.statuses, builder_score.impact_keys,
+    builder_score.backfill, builder_score.worker_status, builder_score.host;

@@ -1,6 +1,5 @@
 """The commands as people and programs meet them: what they print, and how they end."""
 
-import json
 import signal
 import subprocess
 import time
@@ -17,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pyscore.cluster import PrivateCluster
 from tests.catalogue import dump
 from tests.commands import PYSCORE, ROOT, call, environment, error_line, output, pyscore
-from tests.community import add_project, add_user, configure, drain, queue, score
+from tests.community import add_user, configure, drain, queue, score
 from tests.conftest import dsn
 
 
@@ -81,169 +80,6 @@ def test_uninstall_asks_first_and_no_changes_nothing(server: PrivateCluster, dat
 def test_uninstall_goes_ahead_on_yes(database: str, db: Connection[Any]) -> None:
     assert "uninstalled" in output(pyscore("uninstall", "--dsn", database, stdin="y\n"))
     assert db.execute("select to_regnamespace('builder_score')").fetchone() == (None,)
-
-
-# recompute ----------------------------------------------------------------------------------------
-
-
-def test_recompute_prints_both_scores_and_why(database: str, db: Connection[Any]) -> None:
-    ada = add_user(db, "ada")
-    add_project(db, ada, status="shipped")
-    said = output(pyscore("recompute", "ada", "--dsn", database))
-    first, heading, *signals = said.splitlines()
-    assert first == "ada: 0 -> 10"
-    assert heading.split() == ["signal", "raw", "points", "of"]
-    assert [line.split()[0] for line in signals] == [
-        "shipped",
-        "vouches",
-        "impact",
-        "profile",
-        "age",
-    ]
-    assert signals[0].split() == ["shipped", "1", "10.00", "30"]
-    assert score(db, ada) == 10
-
-
-def test_recompute_takes_ids_and_usernames_and_answers_in_json(
-    database: str, db: Connection[Any]
-) -> None:
-    ada, grace = add_user(db, "ada"), add_user(db, "grace", bio="ships")
-    add_project(db, ada, status="shipped")
-    said = json.loads(output(pyscore("recompute", "grace", str(ada), "--json", "--dsn", database)))
-    assert [(one["user"], one["user_id"]) for one in said] == [
-        ("grace", str(grace)),
-        (str(ada), str(ada)),
-    ]
-    assert [(one["old_score"], one["new_score"]) for one in said] == [(0, 3), (0, 10)]
-    for one in said:
-        assert [signal["signal"] for signal in one["signals"]] == [
-            "shipped",
-            "vouches",
-            "impact",
-            "profile",
-            "age",
-        ]
-        assert set(one["signals"][0]) == {"signal", "raw", "points", "max_points"}
-        points = sum(signal["points"] for signal in one["signals"])
-        assert abs(points - one["new_score"]) <= 0.5, "it is the sum, rounded"
-
-
-def test_an_unknown_user_is_named_and_nobody_is_recomputed(
-    database: str, db: Connection[Any]
-) -> None:
-    ada = add_user(db, "ada", bio="ships")
-    nobody = str(uuid4())
-    line = error_line(pyscore("recompute", "ada", "nobody", nobody, "--dsn", database))
-    assert f"no such user: nobody, {nobody};" in line
-    assert "nothing was recomputed" in line
-    assert score(db, ada) == 0
-    assert db.execute("select count(*) from builder_score.score_state").fetchone() == (0,)
-
-
-def test_recompute_goes_past_the_debounce_and_opens_a_new_window(
-    database: str, db: Connection[Any]
-) -> None:
-    ada = add_user(db, "ada")
-    drain(db)
-    add_project(db, ada, status="shipped")
-    drain(db)
-    assert score(db, ada) == 0, "the window is open: the event has to wait"
-    assert output(call("recompute", "ada", "--dsn", database)).startswith("ada: 0 -> 10")
-    assert queue(db) == []
-    add_project(db, ada, status="shipped")
-    drain(db)
-    assert score(db, ada) == 10
-
-
-@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_recompute_works_whatever_the_databases_default_isolation(
-    server: PrivateCluster, database: str, db: Connection[Any], level: str
-) -> None:
-    name = conninfo_to_dict(database)["dbname"]
-    add_user(db, "ada", bio="ships")
-    server.psql("-c", f"alter database {name} set default_transaction_isolation = '{level}'")
-    assert output(call("recompute", "ada", "--dsn", database)).startswith("ada: 0 -> 3")
-    output(call("worker", "--once", "--dsn", database))
-    assert "at revision" in output(call("migrate", "--dsn", database))
-
-
-# status -------------------------------------------------------------------------------------------
-
-BEATING = """
-update builder_score.worker_status
-set heartbeat_at = clock_timestamp(), started_at = clock_timestamp() where worker = 'resident'
-"""
-
-
-def test_a_healthy_database_ends_status_with_0(database: str, db: Connection[Any]) -> None:
-    add_user(db, "ada")
-    with running_worker(database):
-        wait_until(lambda: queue(db) == [], "the worker has done its work")
-        said = output(pyscore("status", "--dsn", database))
-        assert said.splitlines()[-1] == "healthy"
-        answer = json.loads(output(pyscore("status", "--json", "--dsn", database)))
-    assert answer["problems"] == []
-    assert (answer["scheduler"], answer["attached"], answer["paused"]) == ("worker", True, False)
-    assert (answer["queue_depth"], answer["recalculated"], answer["dead_letters"]) == (0, 1, 0)
-    assert 0 <= answer["heartbeat_age"] < 120
-
-
-def test_pg_cron_is_a_scheduler(cron_database: str) -> None:
-    answer = json.loads(call("status", "--json", "--dsn", cron_database).stdout)
-    assert answer["scheduler"] == "pg_cron"
-
-
-def test_status_with_pg_cron_on_a_database_that_was_just_installed_is_healthy(
-    cron_database: str,
-) -> None:
-    assert "healthy" in output(call("status", "--dsn", cron_database))
-
-
-PROBLEMS = {
-    "select builder_score.detach()": "detached: SELECT * FROM builder_score.attach();",
-    "update builder_score.settings set paused = true, paused_reason = 'maintenance'": (
-        "paused (maintenance): UPDATE builder_score.settings SET paused = false;"
-    ),
-    "update builder_score.worker_status set heartbeat_at = null": "nothing runs the worker",
-    "insert into builder_score.score_recalc_queue (priority, reason, not_before)"
-    " values (20, 'x', now() - interval '1 hour')": "the oldest due row waits since 1:00:0",
-    "insert into builder_score.score_dead_letter"
-    " values (gen_random_uuid(), 5, '22012', 'division by zero', now(), now())": (
-        "1 dead letters: SELECT * FROM builder_score.score_dead_letter;"
-    ),
-}
-
-
-@pytest.mark.parametrize("statement", PROBLEMS)
-def test_a_problem_ends_status_with_3_and_says_what_to_do(
-    database: str, db: Connection[Any], statement: str
-) -> None:
-    db.execute(BEATING)
-    db.execute(statement)  # type: ignore[arg-type]
-    done = call("status", "--dsn", database)
-    assert (done.returncode, done.stderr) == (3, "")
-    (said,) = [line for line in done.stdout.splitlines() if line.startswith("! ")]
-    assert PROBLEMS[statement] in said
-    done = call("status", "--json", "--dsn", database)
-    assert done.returncode == 3
-    (problem,) = json.loads(done.stdout)["problems"]
-    assert PROBLEMS[statement] in problem
-
-
-def test_a_silent_pg_cron_job_is_a_problem(cron_database: str) -> None:
-    with psycopg.connect(cron_database, autocommit=True) as db:
-        # a job that is there and cannot start, as where pg_hba does not let it in
-        db.execute("update builder_score.settings set paused = true")
-        db.execute("update cron.job set active = (jobname = 'builder-score-worker')")
-        db.execute("update cron.job set nodeport = 1 where jobname = 'builder-score-worker'")
-        db.execute(
-            "update builder_score.worker_status set heartbeat_at = now() - interval '1 hour'"
-        )
-        db.execute("update builder_score.settings set paused = false")
-        done = call("status", "--dsn", cron_database)
-    assert done.returncode == 3
-    assert "! the worker was last heard of 1:00:0" in done.stdout
-    assert "cron.job_run_details" in done.stdout
 
 
 # worker -------------------------------------------------------------------------------------------
@@ -321,8 +157,20 @@ def test_the_worker_survives_the_loss_of_its_backend(database: str, db: Connecti
 COMMANDS = [
     ("migrate",),
     ("uninstall", "--yes"),
+    ("leaderboard",),
+    ("explain", "ada"),
     ("recompute", "ada"),
+    ("recompute", "--all"),
     ("status",),
+    ("verify",),
+    ("verify", "--repair"),
+    ("dead-letter", "list"),
+    ("dead-letter", "retry", "--all"),
+    ("dead-letter", "discard", "--all", "--yes"),
+    ("pause",),
+    ("resume",),
+    ("settings",),
+    ("settings", "set", "batch_size", "7"),
     ("worker",),
     ("worker", "--once"),
 ]
@@ -379,7 +227,8 @@ def test_a_wrong_password_is_never_printed() -> None:
         assert "s3cret" not in line
 
 
-@pytest.mark.parametrize("command", COMMANDS[2:])
+# a leaderboard needs users alone
+@pytest.mark.parametrize("command", COMMANDS[3:])
 def test_a_database_without_our_schema_is_one_line(
     empty_database: str, command: tuple[str, ...]
 ) -> None:
@@ -405,6 +254,8 @@ def test_the_operator_role_may_look_and_recompute_and_no_more(
     address = as_role(server, database, role)
     add_user(db, "ada", bio="ships")
     assert output(call("recompute", "ada", "--dsn", address)).startswith("ada: 0 -> 3")
+    assert output(call("explain", "ada", "--dsn", address)).startswith("ada: 3,")
+    assert output(call("recompute", "--all", "--dsn", address)).startswith("everyone is enqueued")
     assert call("status", "--dsn", address).returncode == 3
     output(call("worker", "--once", "--dsn", address))
     with psycopg.connect(address, autocommit=True) as operator:
@@ -417,9 +268,10 @@ def test_the_operator_role_may_look_and_recompute_and_no_more(
 def test_a_detached_database_says_what_to_do(database: str, db: Connection[Any]) -> None:
     add_user(db, "ada")
     db.execute("select builder_score.detach()")
-    line = error_line(call("recompute", "ada", "--dsn", database))
-    assert "detached" in line
-    assert "builder_score.attach()" in line
+    for command in ("recompute", "explain"):
+        line = error_line(call(command, "ada", "--dsn", database))
+        assert "detached" in line
+        assert "builder_score.attach()" in line
 
 
 @pytest.mark.parametrize(

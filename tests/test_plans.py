@@ -6,6 +6,8 @@ import psycopg
 import pytest
 from psycopg import Connection
 
+from tests.community import one
+
 # Bigger than a batch by so much that a single scan shows.
 PEOPLE = 20_000
 
@@ -69,3 +71,10 @@ def test_the_leaderboard_is_read_from_its_index(db: Connection[Any]) -> None:
     )
     assert "idx_users_builder_score" in plan
     assert "Sort" not in plan
+
+
+def test_health_is_planned_as_the_one_row_that_it_is(db: Connection[Any]) -> None:
+    (plan,) = db.execute("explain (format json) select * from builder_score.health").fetchall()[0]
+    threshold = one(db, "select current_setting('jit_above_cost')::float8")
+    # compiling it would take a hundred times as long as running it
+    assert plan[0]["Plan"]["Total Cost"] < threshold / 10

@@ -736,6 +736,11 @@ insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)
 from (select coalesce(nullif(current_setting('builder_score.host_schema', true), ''), 'public')) as s(name);
 
+-- Autovacuum never looks at tables this small, and without statistics the planner takes a join of them for
+-- millions of rows: too much for a health that is looked at every second.
+analyze builder_score.settings, builder_score.signals, builder_score.statuses, builder_score.impact_keys,
+    builder_score.backfill, builder_score.worker_status, builder_score.host;
+
 -- How one stored value is read. People type these values: nothing that a column can hold may raise.
 -- Standard-conforming bodies, so that names are bound here and the planner can inline them.
 -- reads: nothing          writes: nothing

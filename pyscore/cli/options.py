@@ -59,6 +59,8 @@ def installed(dsn: str | None) -> Generator[psycopg.Connection[DictRow]]:
             )
         # whatever the database's default: recalculate() needs it
         connection.execute("set default_transaction_isolation = 'read committed'")
+        # health before any ANALYZE, as after a restore: compiling it takes longer than running it
+        connection.execute("set jit = off")
         connection.row_factory = cast(Any, dict_row)
         yield connection
 

@@ -1,60 +1,144 @@
 """``pyscore recompute``."""
 
-from typing import Any
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import click
+import psycopg
 from psycopg import Connection
 from psycopg.rows import DictRow
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
 
+from pyscore import drawing
+from pyscore.cli.everyone import recompute_everyone
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
-from pyscore.errors import PyscoreError
+from pyscore.cli.users import NamedUser, find_users
+from pyscore.cli.wording import number, printable, some
+from pyscore.errors import PyscoreError, from_database
 
 
 @click.command()
-@click.argument("users", nargs=-1, required=True, metavar="USER...")
+@click.argument("users", nargs=-1, metavar="[USER]...")
+@click.option(
+    "--file",
+    type=click.File(encoding="utf-8-sig", lazy=False),
+    metavar="PATH",
+    help="Read users from a file, one id or username a line; - is standard input.",
+)
+@click.option("--all", "everyone", is_flag=True, help="Everyone, by the worker.")
+@click.option("--wait", is_flag=True, help="With --all: until it is done.")
 @dsn_option
 @json_option
-def recompute(users: tuple[str, ...], dsn: str | None, as_json: bool) -> None:
-    """Compute the scores of users, by id or username, now and past the debounce."""
-    with installed(dsn) as connection:
-        results = [recompute_one(connection, *found) for found in find_users(connection, users)]
-    if as_json:
-        print_json(results)
-        return
-    for result in results:
-        _print(result)
+def recompute(
+    users: tuple[str, ...],
+    file: TextIO | None,
+    everyone: bool,
+    wait: bool,
+    dsn: str | None,
+    as_json: bool,
+) -> None:
+    """Compute scores now, past the debounce.
 
-
-def find_users(connection: Connection[DictRow], users: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Find users by id or username, all of them or none.
-
-    Returns:
-        For each user, as it was asked for and as its id.
-
-    Raises:
-        PyscoreError: Some do not exist.
+    USER is an id or a username. Named users are computed here and now, each in a transaction of
+    its own, and not at all when one of them does not exist. With --all one row is put into the
+    queue, and the worker computes everyone at low priority.
     """
-    found: list[tuple[str, str]] = []
-    unknown: list[str] = []
-    for user in users:
-        query = "select builder_score.find_user(%s)::text as id"
-        row = connection.execute(query, [user]).fetchone()
-        if row is None or row["id"] is None:
-            unknown.append(user)
-        else:
-            found.append((user, row["id"]))
-    if unknown:
-        raise PyscoreError(
-            f"no such user: {', '.join(unknown)}; expected an id or a username from the "
-            "application's users table; nothing was recomputed"
+    if everyone:
+        if users or file:
+            raise click.UsageError("--all means everyone: leave USER and --file out")
+        recompute_everyone(dsn, wait=wait, as_json=as_json)
+        return
+    if wait:
+        raise click.UsageError("--wait goes with --all: named users are computed at once")
+    names = [*users, *(_read(file) if file else [])]
+    if not names:
+        raise click.UsageError(
+            f"{file.name} names nobody: expected one id or username a line"
+            if file
+            else "name users, or give --file or --all"
         )
-    return found
+    _recompute_named(names, dsn, as_json)
 
 
-def recompute_one(connection: Connection[DictRow], user: str, user_id: str) -> dict[str, Any]:
+def _read(file: TextIO) -> list[str]:
+    try:
+        return [name for line in file if (name := line.strip())]
+    except UnicodeDecodeError:
+        raise click.UsageError(
+            f"{file.name} is not UTF-8 text: expected one id or username a line"
+        ) from None
+
+
+def _recompute_named(names: Sequence[str], dsn: str | None, as_json: bool) -> None:
+    results: list[dict[str, Any]] = []
+    with installed(dsn) as connection:
+        found = find_users(connection, names, otherwise="nothing was recomputed")
+        explained = as_json or len(found) == 1
+        try:
+            with _with_progress(found) as users:
+                for user in users:
+                    result = _recompute_or_error(connection, user, explained=explained)
+                    results.append(result)
+                    if not as_json and "error" not in result:
+                        _print(result)
+        except (KeyboardInterrupt, psycopg.Error) as error:
+            reason = from_database(error) if isinstance(error, psycopg.Error) else "interrupted"
+            raise PyscoreError(
+                f"{reason}; {len(results)} of {len(found)} users were done and stay so"
+            ) from None
+        finally:
+            if as_json:
+                print_json(results)
+    failed = [result for result in results if "error" in result]
+    if failed:
+        rest = f"; the other {len(found) - len(failed)} were recomputed" if len(found) > 1 else ""
+        reasons = [f"{printable(result['user'])} ({result['error']})" for result in failed]
+        raise PyscoreError(f"could not recompute {some(reasons)}{rest}")
+
+
+@contextmanager
+def _with_progress(users: Sequence[NamedUser]) -> Generator[Iterable[NamedUser]]:
+    """Give users to go through, with a bar on a terminal when they are many."""
+    if len(users) < 2:
+        yield users
+        return
+    # beside what is printed: on the same terminal above the bar, or else on another stream
+    to_terminal = sys.stdout.isatty()
+    console = Console(stderr=not to_terminal)
+    with Progress(
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=to_terminal,
+        redirect_stderr=False,
+    ) as progress:
+        yield progress.track(users, description="recomputing")
+
+
+def _recompute_or_error(
+    connection: Connection[DictRow], user: NamedUser, *, explained: bool
+) -> dict[str, Any]:
+    """Recompute one user; what is wrong with them does not stop the others."""
+    try:
+        return recompute_one(connection, user, explained=explained)
+    except psycopg.Error as error:
+        if connection.closed:
+            raise
+        return {"user": user.name, "user_id": user.user_id, "error": str(from_database(error))}
+
+
+def recompute_one(
+    connection: Connection[DictRow], user: NamedUser, *, explained: bool = True
+) -> dict[str, Any]:
     """Recompute one user in one transaction.
+
+    Args:
+        connection: From `pyscore.cli.options.installed`.
+        user: Whom.
+        explained: Whether the result has ``signals``.
 
     Returns:
         user, user_id, old_score, new_score, and signals: what explain() says.
@@ -63,35 +147,33 @@ def recompute_one(connection: Connection[DictRow], user: str, user_id: str) -> d
         old = connection.execute(
             "select builder_score::numeric as score from builder_score.host_users"
             " where id = %s::text::builder_score.user_id",
-            [user_id],
+            [user.user_id],
         ).fetchone()
         new = connection.execute(
-            "select builder_score.recalculate(%s::text::builder_score.user_id) as score", [user_id]
+            "select builder_score.recalculate(%s::text::builder_score.user_id) as score",
+            [user.user_id],
         ).fetchone()
-        signals = connection.execute(
-            "select * from builder_score.explain(%s::text::builder_score.user_id)", [user_id]
-        ).fetchall()
-    return {
-        "user": user,
-        "user_id": user_id,
-        "old_score": old and old["score"],
-        "new_score": new and new["score"],
-        "signals": signals,
-    }
+        result = {
+            "user": user.name,
+            "user_id": user.user_id,
+            "old_score": old and old["score"],
+            "new_score": new and new["score"],
+        }
+        if explained:
+            result["signals"] = connection.execute(
+                "select * from builder_score.explain(%s::text::builder_score.user_id)",
+                [user.user_id],
+            ).fetchall()
+    return result
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("signal", "raw", "points", "of"):
-        table.add_column(name, justify="left" if name == "signal" else "right")
-    for row in result["signals"]:
-        table.add_row(
-            row["signal"],
-            f"{row['raw']:,.6g}",
-            f"{row['points']:.2f}",
-            f"{row['max_points']:g}",
-        )
     console = Console(highlight=False)
-    old = "none" if result["old_score"] is None else result["old_score"]
-    console.print(f"{result['user']}: {old} -> {result['new_score']}", markup=False)
-    console.print(table)
+    scores = f"{number(result['old_score'])} -> {number(result['new_score'])}"
+    click.echo(f"{printable(result['user'])}: {scores}")
+    if "signals" in result:
+        signals = [
+            (row["signal"], row["raw"], row["points"], row["max_points"])
+            for row in result["signals"]
+        ]
+        console.print(drawing.explanation(signals, ascii_only=console.options.ascii_only))

@@ -1,0 +1,110 @@
+"""What is wrong, by one look, and what to do about it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from pyscore.cli.looking import Look
+from pyscore.cli.wording import duration, printable
+
+STALE = timedelta(minutes=2)
+"""A resident worker beats every few seconds, and a pg_cron job starts every minute."""
+
+LOW = 20
+"""The priority of backfills, which may take long."""
+
+_UNDER_WAY = ("starting", "connecting", "sending")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that needs a person.
+
+    Attributes:
+        what: What is wrong, in a few words.
+        advice: What to do.
+    """
+
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.advice}"
+
+
+def find_problems(look: Look) -> list[Problem]:
+    """Say what is wrong, each with what to do.
+
+    An error that lies behind us is none: what it left undone shows as lag or as dead letters.
+    """
+    health = look.health
+    problems: list[Problem] = []
+    if not health["attached"]:
+        problems.append(Problem("detached", "SELECT * FROM builder_score.attach();"))
+    if health["paused"]:
+        reason = printable(health["paused_reason"] or "no reason given")
+        problems.append(Problem(f"paused ({reason})", "pyscore resume"))
+    elif health["scheduler"] == "none":
+        problems.append(
+            Problem(
+                "nothing runs the worker",
+                "SELECT * FROM builder_score.schedule(); or keep `pyscore worker` running",
+            )
+        )
+    elif health["heartbeat_age"] is not None and health["heartbeat_age"] > STALE:
+        problems.append(
+            Problem(
+                f"the worker was last heard of {duration(health['heartbeat_age'])} ago",
+                "see cron.job_run_details and the server's log",
+            )
+        )
+    failed = _failed_run(look)
+    if failed is not None:
+        message = printable(" ".join((failed["message"] or "no message").split()))
+        problems.append(Problem(f"the last pg_cron run failed ({message})", _advice(failed)))
+    late = _late(look)
+    if late is not None:
+        problems.append(
+            Problem(
+                f"the oldest due row waits since {duration(late)}",
+                "`pyscore status --watch` shows whether the worker catches up",
+            )
+        )
+    if health["dead_letters"]:
+        count = health["dead_letters"]
+        problems.append(
+            Problem(f"{count:,} dead letter{'' if count == 1 else 's'}", "pyscore dead-letter list")
+        )
+    return problems
+
+
+def _failed_run(look: Look) -> dict[str, Any] | None:
+    """Give the last run whose outcome is known, when it failed and the job is still to run."""
+    if look.health["scheduler"] != "pg_cron":
+        return None
+    known = [run for run in look.job_runs if run["status"] not in _UNDER_WAY]
+    return known[0] if known and known[0]["status"] == "failed" else None
+
+
+def _advice(run: dict[str, Any]) -> str:
+    message, role = run["message"] or "", run["run_as"]
+    if message.startswith("connection failed"):
+        return (
+            f"pg_cron connects to cron.host as role {role}, which must be able to log in: "
+            "pg_hba.conf must trust it there, or a password file of the server's must hold "
+            "its password"
+        )
+    if "background process" in message:
+        return "pg_cron starts jobs as background workers: raise max_worker_processes"
+    return f"it ran as role {role}: see the server's log"
+
+
+def _late(look: Look) -> timedelta | None:
+    """Give the lag that is too long; that of a backfill counts only while nothing gets done."""
+    working = look.health["recalculated_per_second"] > 0
+    ages = [
+        row["oldest_due_age"]
+        for row in look.queue
+        if row["oldest_due_age"] is not None and not (working and row["priority"] == LOW)
+    ]
+    return max((age for age in ages if age > STALE), default=None)

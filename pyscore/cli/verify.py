@@ -1,0 +1,179 @@
+"""``pyscore verify``: are the stored scores right?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from psycopg import Connection
+from psycopg.rows import DictRow
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pyscore.cli.options import dsn_option, installed, json_option, print_json
+from pyscore.cli.verifying import (
+    Finding,
+    Findings,
+    Repair,
+    Standing,
+    batches,
+    repair,
+    require_attached,
+    require_writable,
+    verify_batch,
+)
+from pyscore.cli.wording import duration, number, printable
+
+SHOWN = 20
+ORDER: tuple[Standing, ...] = ("wrong", "failing", "dead letter", "pending")
+"""Standings, the worst first."""
+
+
+@click.command()
+@dsn_option
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Look at N users at random instead of all.",
+)
+@click.option(
+    "--repair", "to_repair", is_flag=True, help="Recompute the users whose scores are wrong."
+)
+@json_option
+def verify(dsn: str | None, sample: int | None, to_repair: bool, as_json: bool) -> None:
+    """Compare stored scores with what they should be; exit 3 when one is wrong.
+
+    Reads a thousand users a statement, locks nothing and writes nothing, so it also runs on a
+    replica. Users for whom something is queued are pending, not wrong. --repair recomputes those
+    who are wrong, one by one; where a row is held by somebody else it is queued instead.
+    """
+    repairs: list[Repair] = []
+    findings = Findings(most_pending=None if as_json else SHOWN)
+    with installed(dsn) as connection:
+        if to_repair:
+            require_writable(connection)
+        require_attached(connection)
+        with _progress("verifying", _count(connection, sample)) as advance:
+            for ids in batches(connection, sample):
+                findings.add(len(ids), verify_batch(connection, ids))
+                advance(len(ids))
+        if to_repair and (wrong := findings.of("wrong")):
+            found_later: list[Finding] = []
+            with _progress("repairing", len(wrong)) as advance:
+                for done, found in repair(connection, wrong):
+                    if done is not None:
+                        repairs.append(done)
+                    found_later.extend(found)
+                    advance(1)
+            findings.replace("wrong", found_later)
+    if as_json:
+        print_json(_as_data(findings, repairs if to_repair else None))
+    else:
+        _print(findings, repairs, after_repair=to_repair)
+    sys.exit(0 if findings.healthy else 3)
+
+
+def _count(connection: Connection[DictRow], sample: int | None) -> int | None:
+    """Count whom there is to look at, for the progress bar's sake alone."""
+    if not Console(stderr=True).is_terminal:
+        return None
+    row = connection.execute("select count(*) as users from builder_score.host_users").fetchone()
+    assert row is not None
+    return row["users"] if sample is None else min(sample, row["users"])
+
+
+@contextmanager
+def _progress(what: str, total: int | None) -> Generator[Callable[[int], None]]:
+    """Draw a progress bar on a terminal's stderr; give the function that moves it on."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _as_data(findings: Findings, repairs: list[Repair] | None) -> dict[str, Any]:
+    counts = findings.counts
+    data: dict[str, Any] = {
+        "checked": findings.checked,
+        "right": findings.right,
+        "pending": counts["pending"],
+        "wrong": counts["wrong"],
+        "dead_letters": counts["dead letter"],
+        "failing": counts["failing"],
+        "findings": [asdict(finding) for finding in findings.details],
+    }
+    if repairs is not None:
+        data["repairs"] = [asdict(done) for done in repairs]
+    return data
+
+
+def _print(findings: Findings, repairs: list[Repair], *, after_repair: bool) -> None:
+    console = Console(highlight=False)
+    for done in repairs[:SHOWN]:
+        console.print(printable(str(done)), markup=False, soft_wrap=True)
+    if len(repairs) > SHOWN:
+        console.print(f"and {len(repairs) - SHOWN:,} more repaired; --json has all")
+    counts = findings.counts
+    console.print(
+        f"checked {findings.checked:,}: {findings.right:,} right, {counts['pending']:,} pending, "
+        f"{counts['wrong']:,} wrong, {counts['dead letter']:,} dead letters, "
+        f"{counts['failing']:,} failing",
+        soft_wrap=True,
+    )
+    if findings.details:
+        worst_first = sorted(findings.details, key=lambda finding: ORDER.index(finding.standing))
+        console.print(_table(worst_first[:SHOWN]))
+        if counts.total() > SHOWN:
+            console.print(f"and {counts.total() - SHOWN:,} more; --json has all")
+        for finding in findings.of("failing")[:SHOWN]:
+            line = f"! {finding.username or finding.user_id} fails with {finding.message}"
+            console.print(printable(line), markup=False, soft_wrap=True)
+    advice: dict[Standing, str] = {
+        "wrong": "written again by something else: a trigger or a rule on the users table?"
+        if after_repair
+        else "no trigger saw a change: pyscore verify --repair",
+        "dead letter": "pyscore dead-letter list",
+        "failing": "what is said above keeps their scores from being computed",
+    }
+    for standing, what_to_do in advice.items():
+        if counts[standing]:
+            console.print(f"! {counts[standing]:,} {standing}: {what_to_do}", soft_wrap=True)
+
+
+def _table(findings: list[Finding]) -> Table:
+    # with ids of 36 characters it just fits into 80
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("user id", no_wrap=True)
+    table.add_column("username", no_wrap=True, overflow="crop", min_width=6)
+    table.add_column("stored", justify="right")
+    table.add_column("computed", justify="right")
+    table.add_column("ago", justify="right", no_wrap=True)
+    table.add_column("standing", no_wrap=True)
+    now = datetime.now(UTC)
+    for finding in findings:
+        table.add_row(
+            Text(printable(finding.user_id)),
+            Text(printable(finding.username or "")),
+            number(finding.stored),
+            "" if finding.standing == "failing" else number(finding.computed),
+            _ago(finding.computed_at, now),
+            finding.standing,
+        )
+    return table
+
+
+def _ago(moment: datetime | None, now: datetime) -> str:
+    if moment is None:
+        return "never"
+    return " ".join(duration(now - moment).split()[:2])  # the larger unit alone
