@@ -4,7 +4,8 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ def environment(**variables: str) -> dict[str, str]:
 def pyscore(*arguments: str, stdin: str = "", **variables: str) -> Done:
     """Run the command line as a process of its own."""
     return _run([*PYSCORE, *arguments], stdin, variables)
+
+
+@contextmanager
+def running(*arguments: str, **variables: str) -> Generator["subprocess.Popen[str]"]:
+    """Run the command line as a process that goes on meanwhile, and kill what is left of it."""
+    process = subprocess.Popen(
+        [*PYSCORE, *arguments],
+        cwd=ROOT,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def call(*arguments: str, **variables: str) -> Done:

@@ -1,10 +1,8 @@
 """The commands as people and programs meet them: what they print, and how they end."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pyscore.cluster import PrivateCluster
 from tests.catalogue import dump
-from tests.commands import PYSCORE, ROOT, call, environment, error_line, output, pyscore
+from tests.commands import call, error_line, output, pyscore, running
 from tests.community import add_user, configure, drain, queue, score
 from tests.conftest import dsn
 
@@ -25,23 +23,6 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.01)
-
-
-@contextmanager
-def running_worker(database: str) -> Generator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(
-        [*PYSCORE, "worker", "--dsn", database],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.fixture
@@ -95,7 +76,7 @@ def test_worker_once_does_what_is_due_and_returns(database: str, db: Connection[
 def test_a_signal_stops_the_worker_cleanly(
     database: str, db: Connection[Any], number: signal.Signals
 ) -> None:
-    with running_worker(database) as worker:
+    with running("worker", "--dsn", database) as worker:
         ada = add_user(db, "ada", bio="ships")
         wait_until(lambda: score(db, ada) == 3, "the score arrives while the worker runs")
         worker.send_signal(number)
@@ -117,7 +98,7 @@ def test_a_batch_that_a_signal_interrupts_is_done_again_not_half_done(
     configure(db, lock_timeout="10 seconds")
     db.execute("select pg_advisory_lock(42)")
     ada, grace = add_user(db, "ada", bio="ships"), add_user(db, "grace", bio="ships")
-    with running_worker(database) as worker:
+    with running("worker", "--dsn", database) as worker:
         blocked = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
         wait_until(lambda: db.execute(blocked).fetchall() == [(1,)], "a batch is under way")
         worker.send_signal(signal.SIGTERM)
@@ -136,7 +117,7 @@ def test_the_worker_survives_the_loss_of_its_backend(database: str, db: Connecti
         "select pid from pg_stat_activity where application_name = 'builder-score-worker'"
         " and datname = current_database()"
     )
-    with running_worker(database) as worker:
+    with running("worker", "--dsn", database) as worker:
         wait_until(lambda: len(db.execute(resident).fetchall()) == 1, "the worker is connected")
         (old,) = db.execute(resident).fetchall()
         db.execute("select pg_terminate_backend(%s)", old)

@@ -13,10 +13,11 @@ import pytest
 from psycopg import Connection
 from psycopg.rows import DictRow
 
-from pyscore.cli.everyone import Phase, follow, in_vain
+from pyscore.cli.everyone import Phase, follow
 from pyscore.cli.options import installed
+from pyscore.cli.problems import obstacles
 from pyscore.errors import PyscoreError
-from tests.commands import PYSCORE, ROOT, call, environment, error_line, output
+from tests.commands import call, error_line, output, running
 from tests.community import add_project, add_user, configure, drain, one, queue
 from tests.interleave import Sessions, assert_right, until
 from tests.poison import poison
@@ -75,21 +76,10 @@ def wait_for_all(database: str, *steps: Step) -> tuple[list[str], DictRow]:
 @contextmanager
 def waiting_process(database: str) -> Generator["subprocess.Popen[str]"]:
     """Wait in a process of its own, until nothing but the worker is waited for."""
-    process = subprocess.Popen(
-        [*PYSCORE, *WAIT, "--dsn", database],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "waiting for the worker\n"
-            yield process
-        finally:
-            process.kill()
+    with running(*WAIT, "--dsn", database) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting for the worker\n"
+        yield process
 
 
 # enqueued -----------------------------------------------------------------------------------------
@@ -101,7 +91,7 @@ def test_all_is_one_row(database: str, db: Db, people: None) -> None:
     assert queue(db) == [ROW]
     answer = json.loads(output(call("recompute", "--all", "--json", "--dsn", database)))
     highest = one(db, "select max(id) from builder_score.score_recalc_queue")
-    assert answer == {"row_id": highest, "done": False, "problem": None}
+    assert answer == {"row_id": highest, "done": False, "problems": []}
     drain(db)
     assert one(db, "select count(*) from users where builder_score = 3") == 3
 
@@ -140,13 +130,15 @@ def test_a_worker_that_was_not_heard_of_for_long() -> None:
         "scheduler": "pg_cron",
         "heartbeat_age": timedelta(seconds=70),
     }
-    assert in_vain(health) is None
+    assert obstacles(health) == []
     health["heartbeat_age"] = timedelta(hours=3)
-    assert in_vain(health) == "nothing was heard of the worker for 3 h: pyscore status"
+    assert [problem.what for problem in obstacles(health)] == [
+        "nothing was heard of the worker for 3 h"
+    ]
     # a job that was just scheduled starts at the next minute
     health["heartbeat_age"] = None
-    assert in_vain(health, timedelta(seconds=70)) is None
-    assert in_vain(health, timedelta(minutes=3)) is not None
+    assert obstacles(health, timedelta(seconds=70)) == []
+    assert len(obstacles(health, timedelta(minutes=3))) == 1
 
 
 # when it is done ----------------------------------------------------------------------------------
@@ -236,7 +228,9 @@ def test_a_walk_that_is_under_way_comes_first(database: str, db: Db, people: Non
 
 
 def test_being_paused_meanwhile_ends_the_waiting(database: str, db: Db, people: None) -> None:
-    with pytest.raises(PyscoreError, match="not waiting: paused: pyscore resume;") as caught:
+    with pytest.raises(
+        PyscoreError, match=r"not waiting: paused \(no reason given\): pyscore resume;"
+    ) as caught:
         wait_for_all(database, lambda: configure(db, paused=True))
     assert caught.value.exit_code == 3
     assert [row[3] for row in queue(db)] == ["test"]

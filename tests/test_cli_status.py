@@ -9,8 +9,8 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +21,7 @@ from psycopg import Connection
 from pyscore.cli.looking import Look, Lost
 from pyscore.cli.status import History
 from pyscore.drawing import sparkline
-from tests.commands import PYSCORE, ROOT, call, environment, error_line, output, pyscore
+from tests.commands import PYSCORE, ROOT, call, environment, error_line, output, pyscore, running
 from tests.community import add_project, add_user, configure, drain
 from tests.interleave import until
 
@@ -285,28 +285,15 @@ def test_a_silent_pg_cron_job_is_a_problem(cron_database: str, quiet_cron: Conne
         "update builder_score.worker_status set heartbeat_at = now() - interval '1 hour'"
     )
     (problem,) = problems(cron_database)
-    assert problem.startswith("the worker was last heard of 1 h ")
+    assert problem.startswith("nothing was heard of the worker for 1 h")
     assert "cron.job_run_details" in problem
 
 
 # How it watches -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def watching(database: str, *options: str) -> Generator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(
-        [*PYSCORE, "status", "--watch", "--interval", "0.1", "--dsn", database, *options],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def watching(database: str, *options: str) -> AbstractContextManager["subprocess.Popen[str]"]:
+    return running("status", "--watch", "--interval", "0.1", "--dsn", database, *options)
 
 
 def test_watching_without_a_terminal_prints_a_line_a_look(

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pyscore.cli.options import installed, print_json
-from pyscore.cli.wording import counted, duration, printable
+from pyscore.cli.problems import obstacles
+from pyscore.cli.wording import counted, duration
 from pyscore.errors import PyscoreError, from_database
 
 
@@ -32,9 +33,6 @@ class Phase(NamedTuple):
 
 Show = Callable[[DictRow, Phase], None]
 """Shows a look at the queue, and the phase it is in."""
-
-SILENCE = timedelta(minutes=2)
-"""pg_cron starts its job every minute, and a running worker beats every few seconds."""
 
 # One snapshot. The walk appends rows; merging rows keeps the lowest id: so once the walk has ended,
 # what is left of it has ids up to the highest one at that moment. Users in backoff are counted
@@ -131,34 +129,11 @@ def follow(connection: Connection[DictRow], row_id: int, show: Show) -> DictRow:
             bound = look["highest"] or 0
         if bound is not None and look["waiting"] == 0:
             return look
-        if trouble := in_vain(look, timedelta(seconds=asked - began)):
-            raise PyscoreError(f"not waiting: {trouble}; everyone stays enqueued", exit_code=3)
+        for obstacle in obstacles(look, unheard=timedelta(seconds=asked - began)):
+            raise PyscoreError(f"not waiting: {obstacle}; everyone stays enqueued", exit_code=3)
         show(look, _phase(look, taken, bound))
         # looking at a long queue takes a while: not more than a fifth of the time
         time.sleep(min(max(0.2, 4 * (time.monotonic() - asked)), 10))
-
-
-def in_vain(look: DictRow, waited: timedelta = timedelta()) -> str | None:
-    """Say why waiting for the worker is in vain, and what to do; None when it is not.
-
-    Args:
-        look: A row with the columns of builder_score.health.
-        waited: How long nothing was heard of a worker that never ran before.
-    """
-    if not look["attached"]:
-        return "detached: SELECT * FROM builder_score.attach();"
-    if look["paused"]:
-        reason = f" ({printable(look['paused_reason'])})" if look["paused_reason"] else ""
-        return f"paused{reason}: pyscore resume"
-    if look["scheduler"] == "none":
-        return (
-            "nothing runs the worker: SELECT * FROM builder_score.schedule(); "
-            "or keep `pyscore worker` running"
-        )
-    silent: timedelta = waited if look["heartbeat_age"] is None else look["heartbeat_age"]
-    if silent > SILENCE:
-        return f"nothing was heard of the worker for {duration(silent)}: pyscore status"
-    return None
 
 
 def _look(connection: Connection[DictRow], row_id: int | None, bound: int | None) -> DictRow:
@@ -220,13 +195,13 @@ def _display(before: DictRow, as_json: bool) -> Generator[Show]:
 
 
 def _say_enqueued(row_id: int, look: DictRow, as_json: bool) -> None:
-    trouble = in_vain(look)
+    found = [str(obstacle) for obstacle in obstacles(look)]
     if as_json:
-        print_json({"row_id": row_id, "done": False, "problem": trouble})
+        print_json({"row_id": row_id, "done": False, "problems": found})
         return
     click.echo("everyone is enqueued; follow it with: pyscore status --watch")
-    if trouble:
-        click.echo(f"! nothing happens yet: {trouble}")
+    for obstacle in found:
+        click.echo(f"! nothing happens yet: {obstacle}")
 
 
 def _say_done(row_id: int, before: DictRow, after: DictRow, as_json: bool) -> None:

@@ -70,6 +70,11 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, default=_plain, indent=2))
 
 
+def json_line(data: Any) -> str:
+    """Write data as `print_json` does, on one line."""
+    return json.dumps(data, default=_plain)
+
+
 def _plain(value: Any) -> Any:
     match value:
         case Decimal():

@@ -1,5 +1,6 @@
 """What is wrong, by one look, and what to do about it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,32 +33,44 @@ class Problem:
         return f"{self.what}: {self.advice}"
 
 
+def obstacles(health: Mapping[str, Any], unheard: timedelta = timedelta()) -> list[Problem]:
+    """Say what keeps the worker from doing anything.
+
+    Args:
+        health: The columns of builder_score.health.
+        unheard: How long nothing was heard of a worker that never ran before.
+    """
+    found: list[Problem] = []
+    if not health["attached"]:
+        found.append(Problem("detached", "SELECT * FROM builder_score.attach();"))
+    silent: timedelta = unheard if health["heartbeat_age"] is None else health["heartbeat_age"]
+    if health["paused"]:
+        reason = printable(health["paused_reason"] or "no reason given")
+        found.append(Problem(f"paused ({reason})", "pyscore resume"))
+    elif health["scheduler"] == "none":
+        found.append(
+            Problem(
+                "nothing runs the worker",
+                "SELECT * FROM builder_score.schedule(); or keep `pyscore worker` running",
+            )
+        )
+    elif silent > STALE:
+        found.append(
+            Problem(
+                f"nothing was heard of the worker for {duration(silent)}",
+                "see cron.job_run_details and the server's log",
+            )
+        )
+    return found
+
+
 def find_problems(look: Look) -> list[Problem]:
     """Say what is wrong, each with what to do.
 
     An error that lies behind us is none: what it left undone shows as lag or as dead letters.
     """
     health = look.health
-    problems: list[Problem] = []
-    if not health["attached"]:
-        problems.append(Problem("detached", "SELECT * FROM builder_score.attach();"))
-    if health["paused"]:
-        reason = printable(health["paused_reason"] or "no reason given")
-        problems.append(Problem(f"paused ({reason})", "pyscore resume"))
-    elif health["scheduler"] == "none":
-        problems.append(
-            Problem(
-                "nothing runs the worker",
-                "SELECT * FROM builder_score.schedule(); or keep `pyscore worker` running",
-            )
-        )
-    elif health["heartbeat_age"] is not None and health["heartbeat_age"] > STALE:
-        problems.append(
-            Problem(
-                f"the worker was last heard of {duration(health['heartbeat_age'])} ago",
-                "see cron.job_run_details and the server's log",
-            )
-        )
+    problems = obstacles(health)
     failed = _failed_run(look)
     if failed is not None:
         message = printable(" ".join((failed["message"] or "no message").split()))

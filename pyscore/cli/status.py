@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import deque
 from collections.abc import Generator
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from pyscore import drawing
 from pyscore.cli.looking import Look, Lost, keep_looking, look
-from pyscore.cli.options import dsn_option, installed, json_option, print_json
+from pyscore.cli.options import dsn_option, installed, json_line, json_option, print_json
 from pyscore.cli.picture import draw_facts, problem_line, verdict
 from pyscore.cli.problems import Problem, find_problems
 from pyscore.cli.wording import duration
@@ -120,7 +119,7 @@ def _watch(seen_in_turn: Generator[Look | Lost], *, as_json: bool) -> Look | Los
                 problems = find_problems(seen)
                 rate = history.rates[-1]
                 click.echo(
-                    _json_line(_as_data(seen, problems) | {"throughput": rate})
+                    json_line(_as_data(seen, problems) | {"throughput": rate})
                     if as_json
                     else _line(seen, problems, rate)
                 )
@@ -144,13 +143,6 @@ def _as_data(seen: Look, problems: list[Problem]) -> dict[str, Any]:
         "job_runs": seen.job_runs,
         "problems": [str(problem) for problem in problems],
     }
-
-
-def _json_line(data: dict[str, Any]) -> str:
-    def plain(value: Any) -> Any:
-        return value.total_seconds() if isinstance(value, timedelta) else value.isoformat()
-
-    return json.dumps(data, default=plain)
 
 
 def _line(seen: Look, problems: list[Problem], rate: float | None) -> str:
