@@ -215,6 +215,7 @@ def test_a_window_closes_when_it_has_passed_since_the_last_score(stage: Stage) -
 
 def test_a_signal_waits_until_a_process_is_started() -> None:
     done: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
 
     def start_a_process() -> None:
         with signals.held():
@@ -230,4 +231,4 @@ def test_a_signal_waits_until_a_process_is_started() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGHUP)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -75,7 +75,12 @@ def _leave_stop_script(stage: Stage) -> Path:
     lines = ["set -e", "cd /"]
     worker = stage.worker
     if isinstance(worker, WorkerProcess) and worker.process is not None:
-        lines.append(f"kill {worker.process.pid} 2>/dev/null || true")
+        pid = worker.process.pid
+        # until it is gone, but not for ever: nobody may collect it after its end
+        lines += [
+            f"kill {pid} 2>/dev/null || true",
+            f"for n in $(seq 50); do kill -0 {pid} 2>/dev/null || break; sleep 0.1; done",
+        ]
     remove = ["rm", "-rf", str(cluster.directory)]
     programs = embedded.programs_of(cluster)
     if programs.exists():
