@@ -10,8 +10,9 @@ demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 	@.ci/install demo
 	@$(bin)/pyscore demo $(ARGS)
 
+# A file's tests share a server; every process has one of its own.
 test: lint ## everything CI checks
-	$(bin)/pytest
+	$(bin)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: ## formatting, Python rules, types, and what would lock a live table
 	@.ci/install test

@@ -170,7 +170,7 @@ def test_the_make_targets_run_what_they_say() -> None:
         assert command in commands(README)
         dry = ["make", "--dry-run", "--no-print-directory", command[1]]
         said = subprocess.run(dry, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert program in [line.strip() for line in said.splitlines()]
+        assert any(line.strip().startswith(program) for line in said.splitlines())
 
 
 def test_its_links_lead_somewhere() -> None:
