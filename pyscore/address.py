@@ -70,22 +70,30 @@ def describe(conninfo: str) -> str:
     return ", ".join(said) or "libpq's default address"
 
 
-def connect(conninfo: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+def connect(
+    conninfo: str, *, autocommit: bool = True, pinned: bool = False
+) -> psycopg.Connection[Any]:
     """Open a connection.
 
     Args:
         conninfo: What `resolve` returned.
         autocommit: Whether each statement is its own transaction.
+        pinned: Whether bare names mean PostgreSQL's own objects alone. Otherwise whoever may create
+            functions in a schema on the search_path runs code as whoever connects.
 
     Raises:
         PyscoreError: The server cannot be reached or turns the connection down.
     """
-    named = make_conninfo(conninfo, fallback_application_name="pyscore")
+    # utf8: psycopg reads no text from an SQL_ASCII database otherwise
+    named = make_conninfo(conninfo, fallback_application_name="pyscore", client_encoding="utf8")
     try:
-        return psycopg.connect(named, autocommit=autocommit)
+        connection = psycopg.connect(named, autocommit=autocommit)
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise PyscoreError(
             f"cannot connect to {describe(conninfo)}: {reason}; "
             f"check that the server runs and the address is right ({_ADVICE})"
         ) from None
+    if pinned:
+        connection.execute("set search_path = pg_catalog, pg_temp")
+    return connection

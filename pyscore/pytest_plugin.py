@@ -34,6 +34,9 @@ if TYPE_CHECKING:  # loaded in every run of pytest: nothing heavy before a fixtu
 
 Scope = Literal["session", "package", "module", "class", "function"]
 _SCOPE = "builder_score_scope"
+_LOCK_WAIT = (
+    10.0  # seconds; a transaction that a test has left open is an error, not to be waited for
+)
 
 
 class DrainScores(Protocol):
@@ -87,39 +90,40 @@ def builder_score_dsn() -> str | URL:
 def builder_score_database(builder_score_dsn: str | URL) -> Iterator[str]:
     """The address of the application's test database, with the schema builder_score in it.
 
-    The debounce is off meanwhile. At the end everything is as it was: installed by this fixture, it
-    is taken out again.
+    Installed by this fixture, it is taken out again at the end; what was there before stays. Tests
+    that run in several processes need a database each.
     """
     from pyscore import address, migrator
 
     dsn = address.resolve(_text(builder_score_dsn))
-    with closing(address.connect(dsn)) as connection:
+    with closing(address.connect(dsn, pinned=True)) as connection:
         was_there = migrator.database_revision(connection) is not None
-        migrator.upgrade(dsn)
-        before = _swap_window(connection, "0")
-        yield dsn
-        if was_there:
-            _swap_window(connection, before)
+    migrator.upgrade(dsn, lock_wait=_LOCK_WAIT)
+    yield dsn
     if not was_there:
-        migrator.downgrade(dsn)
+        migrator.downgrade(dsn, lock_wait=_LOCK_WAIT)
 
 
 @pytest.fixture
 def drain_scores(builder_score_database: str) -> DrainScores:
-    """A function that computes every score that is due: ``drain_scores()``."""
+    """A function that computes every score that is due, past the debounce: ``drain_scores()``."""
 
     def drain(bind: Bind | None = None) -> None:
         from pyscore import address
 
         if bind is None:
-            with closing(address.connect(builder_score_database)) as connection:
-                connection.execute("call builder_score.drain()")
-                _refuse_leftovers(lambda query: connection.execute(query.encode()).fetchall())
+            with closing(address.connect(builder_score_database, pinned=True)) as connection:
+                run = _runner(connection)
+                _drain(run, lambda: connection.execute("call builder_score.drain()"))
             return
-        session = _session(bind)
+        run, session = _runner(bind), _session(bind)
         if session is not None:
             session.flush()
-        _drain_inside(_runner(bind))
+        settings = ("lock_timeout", "synchronous_commit")  # a batch sets them for its transaction
+        before = {name: run(f"select current_setting('{name}')")[0][0] for name in settings}
+        _drain(run, lambda: _run_batches(run))
+        for name, value in before.items():
+            run(f"select set_config('{name}', '{value}', true)")
         if session is not None:
             session.expire_all()
 
@@ -130,20 +134,13 @@ Run = Callable[[str], list[Any]]
 """Runs a query without parameters and returns its rows."""
 
 
+_ROUNDS = 3
+"""One for users and projects, one for everyone whom a walk has found, one more for who was held."""
+
+
 def _text(dsn: str | URL) -> str:
     # str() of SQLAlchemy's URL hides the password
     return dsn if isinstance(dsn, str) else dsn.render_as_string(hide_password=False)
-
-
-def _swap_window(connection: psycopg.Connection[Any], window: str) -> str:
-    """Set the debounce window and return what it was."""
-    row = connection.execute(
-        "update builder_score.settings as s set debounce_window = %s"
-        " from builder_score.settings as old returning old.debounce_window::text",
-        [window],
-    ).fetchone()
-    assert row is not None  # settings is one row
-    return row[0]
 
 
 def _session(bind: Bind) -> Session | scoped_session[Session] | None:
@@ -154,45 +151,63 @@ def _session(bind: Bind) -> Session | scoped_session[Session] | None:
 
 def _runner(bind: Bind) -> Run:
     import psycopg
+    from psycopg.rows import tuple_row
+    from sqlalchemy import Connection, text
+
+    from pyscore.errors import BadArgumentError
 
     if isinstance(bind, psycopg.Connection):
-        from psycopg.rows import tuple_row
-
-        def run_by_psycopg(query: str) -> list[Any]:
-            return bind.cursor(row_factory=tuple_row).execute(query.encode()).fetchall()
-
-        return run_by_psycopg
-
-    from sqlalchemy import text
-
-    return lambda query: list(bind.execute(text(query)).all())
+        return lambda query: bind.cursor(row_factory=tuple_row).execute(query.encode()).fetchall()
+    if isinstance(bind, Connection) or _session(bind) is not None:
+        return lambda query: list(bind.execute(text(query)).all())
+    raise BadArgumentError(
+        "drain_scores() takes the connection or session of the test's own transaction, "
+        f"or nothing where the test commits; not {type(bind).__name__}"
+    )
 
 
-def _drain_inside(run: Run) -> None:
-    """Drain in the caller's transaction: batches as the worker runs them, without its commits."""
-    settings = ("lock_timeout", "synchronous_commit")  # a batch sets them for its transaction
-    before = {name: run(f"select current_setting('{name}')")[0][0] for name in settings}
+def _run_batches(run: Run) -> None:
+    """Do what drain() does, without its commits."""
     while True:
         ((chosen, resume_at, nap),) = run(
             "select chosen, resume_at, nap from builder_score.run_round('drain', 20, null)"
         )
         if chosen == 0 and resume_at is None:
-            break
+            return
         if chosen == 0:
             run(f"select pg_sleep({nap})::text")  # a walk over everyone is throttled
-    for name, value in before.items():
-        run(f"select set_config('{name}', '{value}', true)")
-    _refuse_leftovers(run)
 
 
-def _refuse_leftovers(run: Run) -> None:
+def _drain(run: Run, work: Callable[[], object]) -> None:
+    """Drain until nothing is queued; what is left is an error of the test's.
+
+    Args:
+        run: Where the queue can be seen and changed.
+        work: Processes what is due.
+    """
     from pyscore.errors import PyscoreError
 
-    ((queued, retrying, dead, last_error),) = run(
+    ((paused, attached),) = run("select paused, attached from builder_score.health")
+    if paused or not attached:
+        raise PyscoreError(
+            f"no score is computed: builder_score is {'paused' if paused else 'detached'}"
+        )
+    for _ in range(_ROUNDS):
+        # at priority 0 a row goes past the debounce
+        run(
+            "with forced as ("
+            "update builder_score.score_recalc_queue set priority = 0, not_before = now()"
+            " where priority > 0 or not_before > now() returning id)"
+            " select count(*) from forced"
+        )
+        work()
+        if not run("select from builder_score.score_recalc_queue limit 1"):
+            break
+    ((queued, retrying, dead, error),) = run(
         "select queue_depth, retrying, dead_letters, last_error from builder_score.health"
     )
     if retrying or dead:
-        raise PyscoreError(f"{retrying + dead} scores cannot be computed: {last_error}")
+        raise PyscoreError(f"{retrying + dead} scores cannot be computed: {error}")
     if queued:
         raise PyscoreError(
             f"{queued} queue rows are left: another transaction holds their users; end it, or pass "

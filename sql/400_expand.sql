@@ -9,6 +9,7 @@ as $function$
 -- reads: score_recalc_queue, host_projects, host_collaborations, statuses
 -- writes: score_recalc_queue
 declare
+    v_now constant timestamptz := clock_timestamp();     -- a function in its place could not use the index
     v_count bigint;
 begin
     -- As an array, here and wherever rows are chosen with SKIP LOCKED: chosen once, where the subquery of an IN may
@@ -19,7 +20,7 @@ begin
         delete from builder_score.score_recalc_queue as q
         where q.id = any(array(
             select c.id from builder_score.score_recalc_queue as c
-            where c.project_id is not null and c.not_before <= clock_timestamp()
+            where c.project_id is not null and c.not_before <= v_now
             order by c.not_before
             limit expand_projects.max_rows
             for update skip locked
@@ -83,16 +84,19 @@ create function builder_score.advance_backfill() returns timestamptz
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue, backfill, host, host_users, score_state, score_dead_letter, signals, settings
 -- writes: score_recalc_queue, backfill, host
 -- returns: when the walk may go on; null when none is under way
+-- Rows for everyone look common to the planner where many rows have no user and many no project: it would scan the
+-- whole queue for one, with every batch.
 declare
     v_backfill builder_score.backfill;
     v_settings builder_score.settings;
     v_chunk integer;
     v_ids builder_score.user_id[];
-    v_now timestamptz;
+    v_now timestamptz := clock_timestamp();
     v_enqueued bigint;
 begin
     -- A trigger in a transaction that was open when statuses changed went by the old list, and its queue row, or
@@ -106,14 +110,14 @@ begin
     -- people whom the new row means.
     if exists (
            select from builder_score.score_recalc_queue as q
-           where q.user_id is null and q.project_id is null and q.not_before <= clock_timestamp())
+           where q.user_id is null and q.project_id is null and q.not_before <= v_now)
        and builder_score.start_backfill('everyone', false)
     then
         with taken as (
             delete from builder_score.score_recalc_queue as q
             where q.id = any(array(
                 select c.id from builder_score.score_recalc_queue as c
-                where c.user_id is null and c.project_id is null and c.not_before <= clock_timestamp()
+                where c.user_id is null and c.project_id is null and c.not_before <= v_now
                 for update skip locked
             ))
             returning q.reason
@@ -222,6 +226,7 @@ comment on function builder_score.is_ageing(builder_score.user_id, timestamptz) 
 create function builder_score.refresh_ages() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: backfill, host

@@ -154,7 +154,7 @@ end
 $function$;
 
 comment on function builder_score.notify_changed(builder_score.user_id[], integer) is
-    'Tells listeners whose scores changed: {"user_ids": ["…"]}, in as many messages as it takes, or {"all": true}.';
+    'Tells listeners whose scores changed: {"user_ids": ["..."]}, in as many messages as it takes, or {"all": true}.';
 
 create function builder_score.score_users(
     user_ids builder_score.user_id[],

@@ -59,6 +59,25 @@ $function$;
 
 comment on function builder_score.find_user(text) is 'The user with this id, else with this username; null where there is none.';
 
+create function builder_score.concerning_projects(user_id builder_score.user_id)
+returns table (project_id builder_score.project_id)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_projects, host_collaborations, statuses
+-- writes: nothing
+-- The same people as expand_projects() finds.
+    select p.id from builder_score.host_projects as p where p.owner_id = concerning_projects.user_id
+    union all
+    select c.project_id
+    from builder_score.host_collaborations as c
+    where c.user_id = concerning_projects.user_id
+      and c.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed');
+$function$;
+
+comment on function builder_score.concerning_projects(builder_score.user_id) is
+    'Projects whose queue rows will have this user recalculated: those they own, and those they are a confirmed collaborator of.';
+
 create function builder_score.pending(user_id builder_score.user_id)
 returns table (
     stands_for text,
@@ -69,21 +88,24 @@ returns table (
 )
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
 as $function$
--- reads: score_recalc_queue, backfill, score_state, settings, host_projects, host_collaborations
+-- reads: score_recalc_queue, backfill, host, score_state, settings, host_projects, host_collaborations, statuses
 -- writes: nothing
     with waiting as (
         select 'user' as stands_for, q.priority, q.reason, q.enqueued_at, q.not_before
         from builder_score.score_recalc_queue as q
         where q.user_id = pending.user_id
         union all
+        -- from the user's projects to the queue, which may hold any number of others; offset 0 keeps it that way round
         select 'project', q.priority, q.reason, q.enqueued_at, q.not_before
-        from builder_score.score_recalc_queue as q
-        where q.project_id is not null
-          and (exists (select from builder_score.host_projects as p
-                       where p.id = q.project_id and p.owner_id = pending.user_id)
-               or exists (select from builder_score.host_collaborations as c
-                          where c.project_id = q.project_id and c.user_id = pending.user_id))
+        from builder_score.concerning_projects(pending.user_id) as c
+        cross join lateral (
+            select r.* from builder_score.score_recalc_queue as r
+            where r.project_id = c.project_id and r.project_id is not null
+            offset 0
+        ) as q
         union all
         select 'everyone', q.priority, q.reason, q.enqueued_at, q.not_before
         from builder_score.score_recalc_queue as q
@@ -93,6 +115,11 @@ as $function$
         select 'everyone', 20::smallint, b.reason, b.started_at, b.started_at
         from builder_score.backfill as b
         where not b.only_ageing and (b.after_user_id is null or b.after_user_id < pending.user_id)
+        union all
+        -- a second walk, which advance_backfill() begins when the transactions that were open have ended
+        select 'everyone', 20::smallint, 'formula: statuses, for transactions that were open', now(), now()
+        from builder_score.host as h
+        where h.walk_again_after is not null
     )
     select w.stands_for, w.priority, w.reason, w.enqueued_at,
            greatest(
@@ -117,16 +144,35 @@ comment on function builder_score.pending(builder_score.user_id) is
     'moment, by the debounce window and the backoff.';
 
 create function builder_score.is_pending(user_id builder_score.user_id) returns boolean
-language sql stable security definer
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
 as $function$
 -- reads: what pending() reads
 -- writes: nothing
-    select exists (select from builder_score.pending(is_pending.user_id));
+-- Says whether pending() has a row, and stops at the first: verify() asks for each of thousands of people. Rows for
+-- everyone look common to the planner where many rows have no user and many no project: it would scan for one.
+begin
+    return exists (select from builder_score.score_recalc_queue as q where q.user_id = is_pending.user_id)
+        or exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
+        or exists (select from builder_score.host as h where h.walk_again_after is not null)
+        or exists (select from builder_score.backfill as b
+                   where not b.only_ageing and (b.after_user_id is null or b.after_user_id < is_pending.user_id))
+        or exists (
+            select
+            from builder_score.concerning_projects(is_pending.user_id) as c
+            cross join lateral (
+                select from builder_score.score_recalc_queue as q
+                where q.project_id = c.project_id and q.project_id is not null
+                limit 1
+            ) as r
+        );
+end
 $function$;
 
 comment on function builder_score.is_pending(builder_score.user_id) is
-    'Whether a visible queue row, by user, project or everyone, will have this user recalculated.';
+    'Whether a visible queue row, by user, project or everyone, will have this user recalculated: whether pending() has a row.';
 
 create function builder_score.verify(user_ids builder_score.user_id[] default null)
 returns table (

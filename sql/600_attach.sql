@@ -256,7 +256,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.define_triggers() is 'Part of attach(): the triggers on the host''s three tables, all named builder_score_….';
+comment on function builder_score.define_triggers() is 'Part of attach(): the triggers on the host''s three tables, all named builder_score_....';
 
 create function builder_score.define_access() returns setof text
 language plpgsql
@@ -299,7 +299,7 @@ begin
                 raise exception 'restrictive policy % on % applies to %', v_restrictive, v_host.name, v_owner
                     using errcode = 'object_not_in_prerequisite_state',
                           detail = 'Scores would be computed from the rows that the policy lets through, and silently be too low.',
-                          hint = format('ALTER POLICY … ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', v_host.name, v_owner);
+                          hint = format('ALTER POLICY ... ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', v_host.name, v_owner);
             end if;
             execute format('drop policy if exists builder_score_read on %s', v_host.name);
             execute format('create policy builder_score_read on %s for select to %I using (true)', v_host.name, v_owner);
@@ -404,7 +404,7 @@ begin
     return next 'views builder_score.host_users, host_projects, host_collaborations';
     return query select * from builder_score.define_access();
     perform builder_score.define_triggers();
-    return next format('triggers builder_score_… on %s, %s, %s', builder_score.host_table('users'),
+    return next format('triggers builder_score_... on %s, %s, %s', builder_score.host_table('users'),
         builder_score.host_table('projects'), builder_score.host_table('project_collaborators'));
 
     v_trouble := builder_score.try_write();

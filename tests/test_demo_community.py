@@ -33,7 +33,8 @@ from tests.community import add_user, configure, one
 from tests.demo_runs import counts_told, scores_told
 from tests.oracle import assert_all_right
 
-WINDOW = timedelta(seconds=1)
+# Long enough for thirty commits on a machine that is busy with other things.
+WINDOW = timedelta(seconds=3)
 
 
 class Nobody:
@@ -100,7 +101,7 @@ def test_the_story_tells_what_the_database_did(
     gaps = [after - before for before, after in pairwise(inses)]
     assert min(gaps) >= WINDOW
     at_once = [s for s in story if s.why.startswith("at once")]
-    put_off = [s for s in story if s.why == "as the 1 s window closed"]
+    put_off = [s for s in story if s.why == "as the 3 s window closed"]
     assert [s.name for s in at_once] == ["Ines Marlow", "Tomas Lind", "Ines Marlow"]
     assert [s.name for s in put_off] == ["Ines Marlow"] * 3
     assert max(s.waited for s in at_once) < min(s.waited for s in put_off)
@@ -232,3 +233,13 @@ def test_a_signal_waits_until_a_process_is_started() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGHUP)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with signals.stoppable(), signals.held():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,9 +1,10 @@
 """pending(): what is queued that will have a user recalculated, and when."""
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
+import pytest
 from psycopg import Connection
 
 from tests.community import add_collaborator, add_project, add_user, configure, drain, one
@@ -86,14 +87,21 @@ def test_a_backoff_holds_for_forced_rows_too(scratch: Connection[Any]) -> None:
 
 
 def test_a_project_row_concerns_its_owner_and_its_collaborators(scratch: Connection[Any]) -> None:
-    ann, bob, eve = (add_user(scratch, name) for name in ("ann", "bob", "eve"))
+    ann, bob, eve, invited = (add_user(scratch, name) for name in ("ann", "bob", "eve", "invited"))
     project = add_project(scratch, ann)
     add_collaborator(scratch, project, bob)
+    add_collaborator(scratch, project, invited, "pending")
     scratch.execute("delete from builder_score.score_recalc_queue where project_id is null")
     (row,) = pending(scratch, ann)
     assert (row[0], row[1]) == ("project", 10)
     assert pending(scratch, bob) == [row]
-    assert pending(scratch, eve) == []
+    assert pending(scratch, eve) == pending(scratch, invited) == []
+    assert one(scratch, "select builder_score.is_pending(%s)", bob)
+    assert not one(scratch, "select builder_score.is_pending(%s)", invited)
+    concerned = {ann, bob}
+    scratch.execute("select builder_score.expand_projects(10)")
+    rows = scratch.execute("select user_id from builder_score.score_recalc_queue").fetchall()
+    assert {user for (user,) in rows} == concerned
 
 
 def test_a_row_for_everyone_concerns_everyone(scratch: Connection[Any]) -> None:
@@ -113,6 +121,35 @@ def test_a_walk_concerns_those_whom_it_has_not_reached(scratch: Connection[Any])
     assert pending(scratch, second) == [("everyone", 20, "new formula")]
     scratch.execute("update builder_score.backfill set only_ageing = true")
     assert pending(scratch, second) == [], "the daily walk passes most people by"
+
+
+def test_a_second_walk_concerns_everyone_until_it_begins(scratch: Connection[Any]) -> None:
+    ann = add_user(scratch, "ann")
+    empty_queue(scratch)
+    scratch.execute("update builder_score.host set walk_again_after = pg_current_xact_id()")
+    (row,) = pending(scratch, ann)
+    assert (row[0], row[1]) == ("everyone", 20)
+    assert one(scratch, "select builder_score.is_pending(%s)", ann)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select builder_score.enqueue_everyone()",
+        "select builder_score.start_backfill('x', false)",
+        "select builder_score.start_backfill('x', true)",
+        "select 1",
+    ],
+)
+def test_is_pending_says_whether_pending_has_a_row(
+    scratch: Connection[Any], query: LiteralString
+) -> None:
+    ann = add_user(scratch, "ann")
+    assert one(scratch, "select builder_score.is_pending(%s)", ann)
+    empty_queue(scratch)
+    scratch.execute(query)
+    told = one(scratch, "select builder_score.is_pending(%s)", ann)
+    assert told == bool(pending(scratch, ann))
 
 
 def test_pending_tells_when_the_score_comes(db: Connection[Any]) -> None:
@@ -175,8 +212,10 @@ def test_batches_are_counted_by_the_minute(db: Connection[Any]) -> None:
         " minute_before_recalculated from builder_score.worker_status where worker = 'drain'"
     )
     configure(db, debounce_window="0")
-    while one(db, "select extract(second from clock_timestamp())") > 50:
-        pass  # the minute is not to turn meanwhile
+    # the minute is not to turn meanwhile
+    db.execute(
+        "select pg_sleep(61 - s) from extract(second from clock_timestamp()) as t(s) where s > 50"
+    )
 
     def score_two() -> None:
         for name in ("ann", "bob"):

@@ -57,6 +57,61 @@ def test_a_batch_reads_no_table_from_end_to_end(
             worker.commit()
 
 
+# Rows that a session has read from tables, by index or not.
+FETCHED = """
+    select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_user_tables
+    where schemaname in ('public', 'builder_score')
+"""
+
+
+@pytest.mark.parametrize("statistics", ["none", "analyzed"])
+@pytest.mark.parametrize("stands_for", ["user", "project", "nothing"])
+def test_who_is_pending_is_found_however_long_the_queue_is(
+    db: Connection[Any], database: str, stands_for: str, statistics: str
+) -> None:
+    db.execute("alter table builder_score.score_recalc_queue set (autovacuum_enabled = false)")
+    db.execute(cast(LiteralString, FILL))
+    db.execute("""
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+            select id, 20, 'test' from users;
+        insert into builder_score.score_recalc_queue (project_id, priority, reason)
+            select id, 10, 'test' from projects;
+    """)
+    mine: LiteralString = "(select md5(i::text)::uuid from generate_series(1, 100) as i)"
+    if stands_for != "user":
+        db.execute(f"delete from builder_score.score_recalc_queue where user_id in {mine}")
+    if stands_for == "nothing":
+        db.execute("delete from builder_score.score_recalc_queue where project_id is not null")
+    if statistics == "analyzed":
+        db.execute("analyze")
+    for function in ("pending", "is_pending"):
+        with psycopg.connect(database) as reader:
+            found = reader.execute(
+                f"select count(*) from unnest(array{mine}) as u(id),"
+                f" builder_score.{function}(u.id) as p where p::text <> 'false'"
+            ).fetchall()
+            assert (found[0][0] > 0) == (stands_for != "nothing")
+            assert one(reader, FETCHED) < 100 * 50, function
+
+
+def test_a_batch_looks_for_rows_for_everyone_without_reading_the_queue(
+    db: Connection[Any], database: str
+) -> None:
+    db.execute("""
+        insert into builder_score.score_recalc_queue (user_id, priority, reason, not_before)
+            select md5(i::text)::uuid, 20, 'test', now() + '1 hour'
+            from generate_series(1, 20000) as i;
+        insert into builder_score.score_recalc_queue (project_id, priority, reason, not_before)
+            select md5(i::text)::uuid, 10, 'test', now() + '1 hour'
+            from generate_series(1, 20000) as i;
+        analyze builder_score.score_recalc_queue;
+    """)
+    with psycopg.connect(database) as worker:
+        worker.execute("select builder_score.run_batch('drain')")
+        worker.execute("select builder_score.refresh_ages()")
+        assert one(worker, FETCHED) < 100
+
+
 def test_the_leaderboard_is_read_from_its_index(db: Connection[Any]) -> None:
     db.execute(cast(LiteralString, FILL))
     db.execute("update users set builder_score = abs(hashtext(username)) % 101")

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from pyscore import migrator
-from tests.community import configure, one
+from tests.community import one
 
 pytest_plugins = ["pytester"]
 
@@ -211,16 +211,94 @@ def test_a_database_of_each_test_works_too(
     result.stderr.fnmatch_lines(["*builder_score_scope = weekly: expected one of session, *"])
 
 
-def test_a_schema_that_was_there_stays_as_it_was(run: Run, empty_database: str) -> None:
-    migrator.upgrade(empty_database)
-    conftest = """
-        import pytest
+SOMEWHERE = """
+    import pytest
 
-        @pytest.fixture(scope="session")
-        def builder_score_dsn():
-            return "%s"
+    @pytest.fixture(scope="session")
+    def builder_score_dsn():
+        return "%s"
+"""
+
+
+def test_a_schema_that_was_there_stays_with_its_settings(run: Run, empty_database: str) -> None:
+    migrator.upgrade(empty_database)
+    suite = """
+        import psycopg
+
+        def test(builder_score_database, drain_scores):
+            drain_scores()
+            with psycopg.connect(builder_score_database, autocommit=True) as db:
+                query = "select debounce_window::text from builder_score.settings"
+                assert db.execute(query).fetchall() == [("00:05:00",)], "a killed run changes none"
     """
-    with psycopg.connect(empty_database, autocommit=True) as app:
-        configure(app, debounce_window="7 minutes")
-        run("def test(builder_score_database): pass", conftest=conftest).assert_outcomes(passed=1)
-        assert one(app, "select debounce_window::text from builder_score.settings") == "00:07:00"
+    run(suite, conftest=SOMEWHERE).assert_outcomes(passed=1)
+    with psycopg.connect(empty_database) as app:
+        assert one(app, "select debounce_window::text from builder_score.settings") == "00:05:00"
+
+
+def test_the_database_can_be_copied_meanwhile(run: Run, empty_database: str) -> None:
+    suite = """
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+        def test(builder_score_database, drain_scores):
+            drain_scores()
+            name = conninfo_to_dict(builder_score_database)["dbname"]
+            elsewhere = make_conninfo(builder_score_database, dbname="postgres")
+            with psycopg.connect(elsewhere, autocommit=True) as db:
+                db.execute(f"create database {name}_copy template {name}")
+                db.execute(f"drop database {name}_copy")
+    """
+    run(suite, conftest=SOMEWHERE).assert_outcomes(passed=1)
+
+
+def test_what_stands_in_the_way_is_said(run: Run) -> None:
+    run(
+        """
+        import pytest
+        from sqlalchemy import text
+        from pyscore import PyscoreError
+
+        def test_an_engine_is_no_transaction(engine, drain_scores):
+            with pytest.raises(PyscoreError, match="connection or session .*; not Engine"):
+                drain_scores(engine)
+
+        @pytest.mark.parametrize(
+            ("statement", "why"),
+            [
+                ("update builder_score.settings set paused = true", "builder_score is paused"),
+                ("select builder_score.detach()", "builder_score is detached"),
+            ],
+        )
+        def test_nothing_works(session, drain_scores, statement, why):
+            session.execute(text("insert into users (username, builder_score) values ('a', 0)"))
+            session.execute(text(statement))
+            with pytest.raises(PyscoreError, match=why):
+                drain_scores(session)
+        """
+    ).assert_outcomes(passed=3)
+
+
+def test_a_transaction_that_a_test_left_open_is_an_error_not_a_hang(run: Run) -> None:
+    conftest = (
+        CONFTEST
+        + """
+
+@pytest.fixture(scope="session")
+def left_open(engine):
+    connection = engine.connect()
+    yield connection
+    connection.close()
+"""
+    )
+    result = run(
+        """
+        from sqlalchemy import text
+
+        def test(left_open, builder_score_database):
+            left_open.execute(text("select * from users"))
+        """,
+        conftest=conftest,
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*lock*"])

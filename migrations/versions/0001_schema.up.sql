@@ -1282,6 +1282,7 @@ as $function$
 -- reads: score_recalc_queue, host_projects, host_collaborations, statuses
 -- writes: score_recalc_queue
 declare
+    v_now constant timestamptz := clock_timestamp();     -- a function in its place could not use the index
     v_count bigint;
 begin
     -- As an array, here and wherever rows are chosen with SKIP LOCKED: chosen once, where the subquery of an IN may
@@ -1292,7 +1293,7 @@ begin
         delete from builder_score.score_recalc_queue as q
         where q.id = any(array(
             select c.id from builder_score.score_recalc_queue as c
-            where c.project_id is not null and c.not_before <= clock_timestamp()
+            where c.project_id is not null and c.not_before <= v_now
             order by c.not_before
             limit expand_projects.max_rows
             for update skip locked
@@ -1356,16 +1357,19 @@ create function builder_score.advance_backfill() returns timestamptz
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue, backfill, host, host_users, score_state, score_dead_letter, signals, settings
 -- writes: score_recalc_queue, backfill, host
 -- returns: when the walk may go on; null when none is under way
+-- Rows for everyone look common to the planner where many rows have no user and many no project: it would scan the
+-- whole queue for one, with every batch.
 declare
     v_backfill builder_score.backfill;
     v_settings builder_score.settings;
     v_chunk integer;
     v_ids builder_score.user_id[];
-    v_now timestamptz;
+    v_now timestamptz := clock_timestamp();
     v_enqueued bigint;
 begin
     -- A trigger in a transaction that was open when statuses changed went by the old list, and its queue row, or
@@ -1379,14 +1383,14 @@ begin
     -- people whom the new row means.
     if exists (
            select from builder_score.score_recalc_queue as q
-           where q.user_id is null and q.project_id is null and q.not_before <= clock_timestamp())
+           where q.user_id is null and q.project_id is null and q.not_before <= v_now)
        and builder_score.start_backfill('everyone', false)
     then
         with taken as (
             delete from builder_score.score_recalc_queue as q
             where q.id = any(array(
                 select c.id from builder_score.score_recalc_queue as c
-                where c.user_id is null and c.project_id is null and c.not_before <= clock_timestamp()
+                where c.user_id is null and c.project_id is null and c.not_before <= v_now
                 for update skip locked
             ))
             returning q.reason
@@ -1495,6 +1499,7 @@ comment on function builder_score.is_ageing(builder_score.user_id, timestamptz) 
 create function builder_score.refresh_ages() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: backfill, host
@@ -1668,7 +1673,7 @@ end
 $function$;
 
 comment on function builder_score.notify_changed(builder_score.user_id[], integer) is
-    'Tells listeners whose scores changed: {"user_ids": ["…"]}, in as many messages as it takes, or {"all": true}.';
+    'Tells listeners whose scores changed: {"user_ids": ["..."]}, in as many messages as it takes, or {"all": true}.';
 
 create function builder_score.score_users(
     user_ids builder_score.user_id[],
@@ -2622,6 +2627,25 @@ $function$;
 
 comment on function builder_score.find_user(text) is 'The user with this id, else with this username; null where there is none.';
 
+create function builder_score.concerning_projects(user_id builder_score.user_id)
+returns table (project_id builder_score.project_id)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host_projects, host_collaborations, statuses
+-- writes: nothing
+-- The same people as expand_projects() finds.
+    select p.id from builder_score.host_projects as p where p.owner_id = concerning_projects.user_id
+    union all
+    select c.project_id
+    from builder_score.host_collaborations as c
+    where c.user_id = concerning_projects.user_id
+      and c.status in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed');
+$function$;
+
+comment on function builder_score.concerning_projects(builder_score.user_id) is
+    'Projects whose queue rows will have this user recalculated: those they own, and those they are a confirmed collaborator of.';
+
 create function builder_score.pending(user_id builder_score.user_id)
 returns table (
     stands_for text,
@@ -2632,21 +2656,24 @@ returns table (
 )
 language sql stable security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
 as $function$
--- reads: score_recalc_queue, backfill, score_state, settings, host_projects, host_collaborations
+-- reads: score_recalc_queue, backfill, host, score_state, settings, host_projects, host_collaborations, statuses
 -- writes: nothing
     with waiting as (
         select 'user' as stands_for, q.priority, q.reason, q.enqueued_at, q.not_before
         from builder_score.score_recalc_queue as q
         where q.user_id = pending.user_id
         union all
+        -- from the user's projects to the queue, which may hold any number of others; offset 0 keeps it that way round
         select 'project', q.priority, q.reason, q.enqueued_at, q.not_before
-        from builder_score.score_recalc_queue as q
-        where q.project_id is not null
-          and (exists (select from builder_score.host_projects as p
-                       where p.id = q.project_id and p.owner_id = pending.user_id)
-               or exists (select from builder_score.host_collaborations as c
-                          where c.project_id = q.project_id and c.user_id = pending.user_id))
+        from builder_score.concerning_projects(pending.user_id) as c
+        cross join lateral (
+            select r.* from builder_score.score_recalc_queue as r
+            where r.project_id = c.project_id and r.project_id is not null
+            offset 0
+        ) as q
         union all
         select 'everyone', q.priority, q.reason, q.enqueued_at, q.not_before
         from builder_score.score_recalc_queue as q
@@ -2656,6 +2683,11 @@ as $function$
         select 'everyone', 20::smallint, b.reason, b.started_at, b.started_at
         from builder_score.backfill as b
         where not b.only_ageing and (b.after_user_id is null or b.after_user_id < pending.user_id)
+        union all
+        -- a second walk, which advance_backfill() begins when the transactions that were open have ended
+        select 'everyone', 20::smallint, 'formula: statuses, for transactions that were open', now(), now()
+        from builder_score.host as h
+        where h.walk_again_after is not null
     )
     select w.stands_for, w.priority, w.reason, w.enqueued_at,
            greatest(
@@ -2680,16 +2712,35 @@ comment on function builder_score.pending(builder_score.user_id) is
     'moment, by the debounce window and the backoff.';
 
 create function builder_score.is_pending(user_id builder_score.user_id) returns boolean
-language sql stable security definer
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
 as $function$
 -- reads: what pending() reads
 -- writes: nothing
-    select exists (select from builder_score.pending(is_pending.user_id));
+-- Says whether pending() has a row, and stops at the first: verify() asks for each of thousands of people. Rows for
+-- everyone look common to the planner where many rows have no user and many no project: it would scan for one.
+begin
+    return exists (select from builder_score.score_recalc_queue as q where q.user_id = is_pending.user_id)
+        or exists (select from builder_score.score_recalc_queue as q where q.user_id is null and q.project_id is null)
+        or exists (select from builder_score.host as h where h.walk_again_after is not null)
+        or exists (select from builder_score.backfill as b
+                   where not b.only_ageing and (b.after_user_id is null or b.after_user_id < is_pending.user_id))
+        or exists (
+            select
+            from builder_score.concerning_projects(is_pending.user_id) as c
+            cross join lateral (
+                select from builder_score.score_recalc_queue as q
+                where q.project_id = c.project_id and q.project_id is not null
+                limit 1
+            ) as r
+        );
+end
 $function$;
 
 comment on function builder_score.is_pending(builder_score.user_id) is
-    'Whether a visible queue row, by user, project or everyone, will have this user recalculated.';
+    'Whether a visible queue row, by user, project or everyone, will have this user recalculated: whether pending() has a row.';
 
 create function builder_score.verify(user_ids builder_score.user_id[] default null)
 returns table (
@@ -3152,7 +3203,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.define_triggers() is 'Part of attach(): the triggers on the host''s three tables, all named builder_score_….';
+comment on function builder_score.define_triggers() is 'Part of attach(): the triggers on the host''s three tables, all named builder_score_....';
 
 create function builder_score.define_access() returns setof text
 language plpgsql
@@ -3195,7 +3246,7 @@ begin
                 raise exception 'restrictive policy % on % applies to %', v_restrictive, v_host.name, v_owner
                     using errcode = 'object_not_in_prerequisite_state',
                           detail = 'Scores would be computed from the rows that the policy lets through, and silently be too low.',
-                          hint = format('ALTER POLICY … ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', v_host.name, v_owner);
+                          hint = format('ALTER POLICY ... ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', v_host.name, v_owner);
             end if;
             execute format('drop policy if exists builder_score_read on %s', v_host.name);
             execute format('create policy builder_score_read on %s for select to %I using (true)', v_host.name, v_owner);
@@ -3300,7 +3351,7 @@ begin
     return next 'views builder_score.host_users, host_projects, host_collaborations';
     return query select * from builder_score.define_access();
     perform builder_score.define_triggers();
-    return next format('triggers builder_score_… on %s, %s, %s', builder_score.host_table('users'),
+    return next format('triggers builder_score_... on %s, %s, %s', builder_score.host_table('users'),
         builder_score.host_table('projects'), builder_score.host_table('project_collaborators'));
 
     v_trouble := builder_score.try_write();

@@ -26,7 +26,7 @@ def _schema(dsn: str | None) -> str:
         conninfo = address.resolve(dsn)
         if "connect_timeout" not in conninfo_to_dict(conninfo):
             conninfo = make_conninfo(conninfo, connect_timeout=PATIENCE)
-        with address.connect(conninfo) as connection:
+        with address.connect(conninfo, pinned=True) as connection:
             connection.execute(f"set statement_timeout = '{PATIENCE}s'".encode())
             revision = migrator.database_revision(connection)
     except PyscoreError as error:

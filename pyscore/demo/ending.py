@@ -76,9 +76,10 @@ def _leave_stop_script(stage: Stage) -> Path:
     worker = stage.worker
     if isinstance(worker, WorkerProcess) and worker.process is not None:
         pid = worker.process.pid
-        # until it is gone, but not for ever: nobody may collect it after its end
+        # by then the number may be somebody else's; and nobody may collect it after its end
         lines += [
-            f"kill {pid} 2>/dev/null || true",
+            f"if {{ cat /proc/{pid}/cmdline || ps -o args= -p {pid}; }} 2>/dev/null"
+            f" | grep -aq pyscore; then kill {pid} || true; fi",
             f"for n in $(seq 50); do kill -0 {pid} 2>/dev/null || break; sleep 0.1; done",
         ]
     remove = ["rm", "-rf", str(cluster.directory)]
@@ -86,7 +87,8 @@ def _leave_stop_script(stage: Stage) -> Path:
     if programs.exists():
         remove.append(str(programs))
     # one line: the shell has read it before the script itself is removed
-    lines.append(f"{shlex.join(stop)} && {shlex.join(remove)}")
+    status = shlex.join([*stop[: stop.index("-s")], "status"])
+    lines.append(f"if {status} >/dev/null; then {shlex.join(stop)}; fi && {shlex.join(remove)}")
     script = cluster.directory / _STOP
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return script

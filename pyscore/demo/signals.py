@@ -11,8 +11,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stoppable() -> Generator[None]:
-    """Raise KeyboardInterrupt inside the block for each of the signals that stop a program."""
-    before = {number: signal.signal(number, _interrupt) for number in STOPPING}
+    """Raise KeyboardInterrupt inside the block for each of the signals that stop a program.
+
+    One that is ignored stays so: nohup means it.
+    """
+    before = {number: signal.signal(number, _interrupt) for number in _heeded()}
     try:
         yield
     finally:
@@ -29,7 +32,7 @@ def held() -> Generator[None]:
             the terminal's signal to the started process may have caused.
     """
     came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in STOPPING}
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in _heeded()}
     try:
         yield
     finally:
@@ -48,6 +51,10 @@ def ignored() -> Generator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _heeded() -> list[signal.Signals]:
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> Never:
