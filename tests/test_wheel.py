@@ -58,7 +58,7 @@ def test_the_wheel_migrates_a_database_and_plays_the_demo_in_a_clean_environment
     run(sys.executable, "-m", "venv", tmp_path / "clean", cwd=tmp_path)
     programs = tmp_path / "clean" / "bin"
     pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    # what the README says: pip install 'pyscore[embedded]'
+    # what the README says of a checkout, from the wheel that it makes
     run(*pip, f"pyscore[embedded] @ {wheel.as_uri()}", cwd=tmp_path)
     where = run(programs / "python", "-c", "import pyscore; print(pyscore.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(tmp_path), "it is not the wheel that was tried"
