@@ -105,6 +105,9 @@ def test_a_test_that_never_commits_sees_its_scores(run: Run, empty_database: str
             session.execute(text("select builder_score.enqueue_everyone()"))
             drain_scores(session)
             assert {user.builder_score for user in session.query(User)} == {15}
+            session.execute(text("update builder_score.signals set max_points = 0"))
+            drain_scores(session)
+            assert {user.builder_score for user in session.query(User)} == {0}
 
         def test_the_transactions_settings_are_left_as_they_were(session, drain_scores):
             session.execute(text("set local lock_timeout = '7s'"))
