@@ -36,8 +36,9 @@ class ScoreReader:
     grant for; they say which.
 
     On an engine each call is a short transaction of its own. On anything else it is part of the
-    caller's transaction, which is never committed, rolled back or broken by a bad argument. A
-    session is flushed first, as for a query of its own.
+    caller's transaction, which is never committed, rolled back or broken by a bad argument; except
+    by a ``where=`` that only the server can see is wrong, raw SQL such as ``text("bann")`` above
+    all. A session is flushed first, as for a query of its own.
 
         reader = ScoreReader(engine)
         reader.leaderboard(20, where=User.deleted_at.is_(None))
@@ -116,18 +117,18 @@ class ScoreReader:
             name: As ``users.username`` holds it.
 
         Raises:
-            BadArgumentError: It is not text.
+            BadArgumentError: It is not text, or the connection's client_encoding cannot send it.
             PyscoreError: The application's users have no username.
         """
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise BadArgumentError(f"{shown(name)} is not a username: expected text")
-        plain = sendable(name)
         with self._open() as (db, users):
             if users.username_type is None:
                 raise PyscoreError(
                     f"{users.schema}.{users.name} has no column username: find users by their id"
                 )
             # what no column can hold is nobody's name
+            plain = sendable(name, users.encoding)
             found = None if plain is None else db.rows(queries.by_username(users, plain))
         return rows.user_score(users, found[0]) if found else None
 
@@ -145,11 +146,14 @@ class ScoreReader:
             after: ``next`` of the page before; None for the first page.
             where: A SQLAlchemy condition on the users, for instance to hide deleted or banned ones:
                 ``User.deleted_at.is_(None)``, ``text("not banned")``. Other tables go into a
-                subquery.
+                subquery. Raw SQL is sent as it is: never make it of what a visitor typed, and put
+                brackets around an ``or`` that is only part of a condition.
 
         Raises:
             BadArgumentError: A page cannot have that size, `after` is not a cursor of this ranking,
                 or `where` is not a condition on the users alone.
+            sqlalchemy.exc.DBAPIError: The server cannot make sense of `where`; psycopg.Error on a
+                psycopg Connection.
         """
         return self._page(limit, after, where)
 
@@ -170,6 +174,7 @@ class ScoreReader:
 
         Raises:
             BadArgumentError: As for `leaderboard`, or the threshold is not a number.
+            sqlalchemy.exc.DBAPIError: As for `leaderboard`.
         """
         return self._page(limit, after, where, threshold)
 
@@ -246,6 +251,13 @@ class ScoreReader:
                 schema = db.schema(self._schema)
                 found = _relation(db, schema, self._name)
                 yield db, host.users_from(found, schema, self._name)
+            except UnicodeEncodeError as error:
+                # the driver's; nothing was sent
+                unknown = shown(error.object[error.start : error.end])
+                raise BadArgumentError(
+                    f"{unknown} cannot be sent over this connection, whose client_encoding is "
+                    f"{error.encoding}: expected text that it can hold, or client_encoding=utf8"
+                ) from None
             except Exception:
                 # a column may have got another type meanwhile: the next call learns anew
                 _learned.pop(db.owner, None)

@@ -37,9 +37,10 @@ def tier_of(score: Number) -> Tier:
     """Return the tier of a score; 30.9 is still in the tier that ends with 30.
 
     Args:
-        score: From 0 to 100.
+        score: From 0 to 100. A column may hold what never was computed, such as an application's
+            own -1: below 0, and for NaN, it is the first tier.
     """
-    return max((tier for tier in TIERS if score >= tier.low), key=lambda tier: tier.low)
+    return next((tier for tier in reversed(TIERS) if score >= tier.low), TIERS[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class UserScore:
 
     @property
     def tier(self) -> Tier | None:
-        """The range the score lies in; None without a score."""
+        """The range the score lies in, as `tier_of` has it; None without a score."""
         return None if self.score is None else tier_of(self.score)
 
 
@@ -123,5 +124,5 @@ class Explanation:
 
     @property
     def tier(self) -> Tier | None:
-        """The range the stored score lies in; None without a score."""
+        """The range the stored score lies in, as `tier_of` has it; None without a score."""
         return None if self.score is None else tier_of(self.score)

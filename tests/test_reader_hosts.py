@@ -1,6 +1,7 @@
 """Readers on hosts of other types, and what they say when something is missing."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum, IntEnum
 from typing import Any
@@ -13,12 +14,15 @@ from psycopg import Connection
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.types.numeric import FloatLoader
-from sqlalchemy import text
+from sqlalchemy import ForeignKey, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pyscore import BadArgumentError, PyscoreError, ScoreReader, UnknownUserError, migrator
 from pyscore.cluster import PrivateCluster
-from pyscore.reading import queries
+from pyscore.reading import cursors, queries
+from pyscore.reading.types import IdType, codec
+from pyscore.scores import TIERS
 from tests.community import add_project, add_user, drain
 from tests.conftest import janitor
 from tests.hosts import create_application
@@ -147,6 +151,41 @@ def test_scores_of_every_type(
             assert ids(reader.above(-extreme)) == [1, 2]
 
 
+@pytest.mark.parametrize("kind", ["engine", "psycopg"])
+@pytest.mark.parametrize(
+    ("score", "odd", "tier"),
+    [
+        ("integer", "-1", 1),
+        ("integer", "101", 4),
+        *((score, "NaN", 1) for score in ("real", "double precision", "numeric")),
+        *((score, "Infinity", 4) for score in ("real", "double precision", "numeric")),
+        *((score, "-Infinity", 1) for score in ("real", "double precision", "numeric")),
+    ],
+)
+def test_a_score_that_was_never_computed_breaks_nothing(
+    db: Connection[Any], bare: str, score: str, odd: str, tier: int, kind: str
+) -> None:
+    """It keeps the place that PostgreSQL gives it: NaN is the highest of all."""
+    create_users(db, [(1, "ann", 50), (2, "bob", odd), (3, "cyd", odd)], score=score)
+    expected = [1, 3, 2] if odd.startswith("-") else [3, 2, 1]
+    with bind_for(kind, bare) as bind:
+        reader = ScoreReader(bind)
+        bob = reader.by_username("bob")
+        assert bob
+        assert bob.tier == TIERS[tier - 1]
+        for found in (bob.score, reader.score(2), reader.scores([2])[2]):
+            assert found == pytest.approx(float(odd), nan_ok=True)
+        assert ids(reader.leaderboard()) == expected
+        read, page = list[Any](), reader.leaderboard(1)
+        while page.next and len(read) < 3:
+            read += ids(page)
+            page = reader.leaderboard(1, after=page.next)
+        assert [*read, *ids(page)] == expected
+        assert ids(reader.above(49)) == [
+            user_id for user_id in expected if tier > 1 or odd == "NaN" or user_id == 1
+        ]
+
+
 def test_a_type_that_changed_is_learned_again(db: Connection[Any], bare: str) -> None:
     create_users(db, [(1, "ann", 42), (2, "bob", 42)])
     with engine_for(bare) as engine:
@@ -255,6 +294,124 @@ def test_what_is_missing_is_named(
         assert ScoreReader(bind).score(1) is None
 
 
+def test_a_subclass_of_users_is_told_to_name_the_users(db: Connection[Any], bare: str) -> None:
+    """It may be mapped to a table beside theirs: no migration will ever put a score there."""
+    create_users(db, [(1, "ann", 42)])
+    run(db, "create table admins (id bigint references users)")
+
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Admin(User):
+        __tablename__ = "admins"
+        id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
+
+    with engine_for(bare) as engine:
+        with pytest.raises(PyscoreError, match=r"admins has no column builder_score: .*users=User"):
+            ScoreReader(engine, users=Admin).score(1)
+        assert ScoreReader(engine, users=User).score(1) == 42
+
+
+# Databases of other encodings
+
+
+@contextmanager
+def encoded(server: PrivateCluster, encoding: str) -> Generator[str]:
+    """A database with users ann, 1, and zoë, 2, whose ids are text."""
+    name = f"reader_{encoding.lower()}"
+    options = f"encoding '{encoding}' locale 'C' template template0"
+    server.psql("-c", f"create database {name} {options}")
+    try:
+        address = server.conninfo(name)
+        with psycopg.connect(address, autocommit=True, client_encoding="utf8") as db:
+            create_users(db, [("1", "ann", 7), ("ë", "zoë", 5)], key="text")
+        yield address
+    finally:
+        server.psql("-c", f"drop database {name}")
+
+
+@pytest.fixture(scope="module")
+def latin1(server: PrivateCluster) -> Iterator[str]:
+    with encoded(server, "LATIN1") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def sql_ascii(server: PrivateCluster) -> Iterator[str]:
+    with encoded(server, "SQL_ASCII") as address:
+        yield address
+
+
+@pytest.mark.parametrize("client", ["", "&client_encoding=utf8"])
+@pytest.mark.parametrize("kind", ["engine", *CALLERS])
+def test_what_the_database_cannot_hold_is_nobodys_name(latin1: str, kind: str, client: str) -> None:
+    with bind_for(kind, latin1 + client) as bind:
+        reader = ScoreReader(bind)
+        for name in ("日本", "zo\u20ac", "zo\ud800"):
+            assert reader.by_username(name) is None
+            for method in (reader.score, reader.explain, reader.recompute):
+                with pytest.raises(BadArgumentError, match=r"not the id of a user.*iso8859-1"):
+                    method(name)
+            with pytest.raises(BadArgumentError, match="not the id of a user"):
+                reader.scores(["1", name])
+        for name in ("日本", "zo\u20ac"):
+            forged = cursors.encode(cursors.Position("6", name), IdType("text", "S"))
+            with pytest.raises(BadArgumentError, match="its id is not the id of a user"):
+                reader.leaderboard(after=forged)
+        zoe = reader.by_username("zoë")
+        assert zoe
+        assert (zoe.user_id, zoe.username, reader.score("ë")) == ("ë", "zoë", 5)
+        assert ids(reader.leaderboard(1, after=reader.leaderboard(1).next)) == ["ë"]
+
+
+@pytest.mark.parametrize("kind", CALLERS)
+def test_what_a_connection_cannot_send_is_named(db: Connection[Any], bare: str, kind: str) -> None:
+    """The database could hold it, but the client is said to speak Latin alone."""
+    create_users(db, [(1, "日本", 7)])
+    with bind_for(kind, bare + "&client_encoding=latin1") as bind:
+        execute(bind, "create temporary table mine (x int)")
+        reader = ScoreReader(bind)
+        named = text("username = :name").bindparams(name="日本")
+        for attempt in (lambda: reader.by_username("日本"), lambda: reader.above(1, where=named)):
+            with pytest.raises(BadArgumentError, match=r"'日本' cannot be sent .*(latin|iso)"):
+                attempt()
+        assert reader.score(1) == 7
+        assert execute(bind, "select count(*) from mine") == [(0,)]
+
+
+@pytest.mark.parametrize("kind", ["psycopg", "psycopg autocommit"])
+def test_a_connection_that_reads_bytes_is_told_how_to_read_text(sql_ascii: str, kind: str) -> None:
+    with bind_for(kind, sql_ascii) as bind:
+        execute(bind, "create temporary table mine (x int)")
+        for attempt in (ScoreReader(bind).by_username, ScoreReader(bind).score):
+            with pytest.raises(PyscoreError, match=r"as bytes.*client_encoding=utf8"):
+                attempt("ann")
+        assert execute(bind, "select count(*) from mine") == [(0,)]
+
+
+@pytest.mark.parametrize("kind", ["engine", *CALLERS])
+def test_a_database_without_an_encoding_is_read_as_utf8(sql_ascii: str, kind: str) -> None:
+    with bind_for(kind, sql_ascii + "&client_encoding=utf8") as bind:
+        reader = ScoreReader(bind)
+        assert (reader.score("ë"), reader.by_username("日本")) == (5, None)
+        assert [one.username for one in reader.leaderboard()] == ["ann", "zoë"]
+
+
+def test_every_encoding_of_a_server_has_a_codec(db: Connection[Any]) -> None:
+    # servers have those up to 34; the rest are for clients alone
+    names = [
+        row[0] for row in run(db, "select pg_encoding_to_char(n) from generate_series(0, 34) n")
+    ]
+    assert len(set(names)) == 35
+    unknown = [name for name in names if codec(name) == "utf-8"]
+    assert unknown == ["SQL_ASCII", "EUC_TW", "UTF8", "MULE_INTERNAL"]
+    assert "ł".encode(codec("WIN1250")) == b"\xb3"
+
+
 @pytest.mark.parametrize("method", ["explain", "recompute"])
 @pytest.mark.parametrize("kind", ["engine", "connection", "psycopg"])
 def test_without_us_there_is_nothing_to_explain(
@@ -287,6 +444,12 @@ def test_explaining_and_recomputing_on_an_application_of_its_own(
             assert isinstance(reader.recompute(user_id), float)
             said = reader.explain(user_id)
             assert (said.user_id, said.points, said.score) == (user_id, 15.0, 15.0)
+            for odd, tier in (("-1", 1), ("NaN", 1), ("Infinity", 4)):
+                run(db, f"update users set builder_score = '{odd}'")
+                said = reader.explain(user_id)
+                assert said.score == pytest.approx(float(odd), nan_ok=True)
+                assert (said.points, said.tier) == (15.0, TIERS[tier - 1])
+            assert reader.recompute(user_id) == 15.0
             with pytest.raises(UnknownUserError):
                 reader.recompute(2)
 

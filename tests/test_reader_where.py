@@ -3,7 +3,8 @@
 import enum
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -24,8 +25,10 @@ from sqlalchemy import (
     bindparam,
     column,
     exists,
+    false,
     func,
     literal,
+    literal_column,
     or_,
     select,
     table,
@@ -33,6 +36,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column, relationship
 
 from pyscore import BadArgumentError, PyscoreError, ScoreReader
@@ -56,6 +60,13 @@ class Reversed(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         return None if value is None else value[::-1]
+
+
+class Flag(TypeDecorator[bool]):
+    """A boolean in disguise."""
+
+    impl = Boolean
+    cache_ok = True
 
 
 class Base(DeclarativeBase):
@@ -95,6 +106,7 @@ USERS = Table(
 LIGHT = table("users", column("id"), column("banned", Boolean), schema="app")
 BANS = Base.metadata.tables["app.bans"]
 OTHER = aliased(User)
+SOMEONE = UUID(int=7)  # in auth.users, alone
 
 # Users 1 to 6, with scores 10 to 60; 2 is deleted, 3 is banned, 4 has a row in bans.
 SHOWN: dict[str, tuple[Condition, list[int]]] = {
@@ -108,8 +120,15 @@ SHOWN: dict[str, tuple[Condition, list[int]]] = {
     "text": (text("banned is not true"), [6, 5, 4, 2, 1]),
     "text, qualified": (text("users.banned is not true"), [6, 5, 4, 2, 1]),
     "text, bound": (text("id > :low and name_of like '%5'").bindparams(low=3), [5]),
+    "text, or": (text("id = 1 or id > 4"), [6, 5, 1]),
+    "text, commented": (text("id > 4 -- and not the old ones"), [6, 5]),
+    "literal, or": (literal_column("id = 1 or id > 4"), [6, 5, 1]),
+    "literal, typed": (cast(Any, literal_column("name_of ~ '[56]$'", Text)), [6, 5]),
     "text, no table at all": (text("true"), [6, 5, 4, 3, 2, 1]),
     "bare columns": (column("id") > 3, [6, 5, 4]),
+    "bare column alone": (column("banned"), [3]),
+    "decorated column alone": (column("banned", Flag()), [3]),
+    "an operator of one's own": (column("name_of", Text).op("~")("[56]$"), [6, 5]),
     "several": (and_(User.gone_at.is_(None), User.pk < 4, text("not banned")), [1]),
     "several objects": (and_(User.pk < 4, or_(User.pk == 1, User.gone_at.is_not(None))), [2, 1]),
     "in": (User.pk.in_([2, 4, 99]), [4, 2]),
@@ -175,7 +194,8 @@ def address(server: PrivateCluster) -> Iterator[str]:
                 insert into app.bans (user_id) values (4);
                 """,
             )
-            create_users(db, schema="auth", key="uuid", more="banned boolean")
+            someone = [(SOMEONE, "someone", 50, False)]
+            create_users(db, someone, schema="auth", key="uuid", more="banned boolean")
             run(db, f"alter database {db.info.dbname} set search_path = app, public")
         yield address
 
@@ -237,6 +257,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a class": (User, "where= takes"),
     "a select": (select(User), "where= takes"),
     "a number": (1, "where= takes"),
+    "a column of text": (column("name_of", Text), "name_of is a column of type TEXT"),
+    "a mapped column of numbers": (User.pk, r"users\.id is a column of type INTEGER"),
     "a list": ([User.pk > 1], "where= takes"),
 }
 
@@ -250,11 +272,48 @@ def test_what_is_no_condition_on_users_is_refused(bind: Bind, case: str) -> None
     assert len(reader.leaderboard()) == 6  # in the same transaction
 
 
+def test_raw_text_cannot_end_the_query(kind: str, address: str) -> None:
+    expected = psycopg.Error if kind == "psycopg" else DBAPIError
+    with bind_for(kind, address) as bind, pytest.raises(expected, match="syntax error"):
+        ScoreReader(bind).leaderboard(where=text("true order by 1 --"))
+
+
+# With auth.users as the users: none of these can be about them.
+ABOUT_OTHERS: dict[str, Any] = {
+    "relationship": ~User.bans.any(),
+    "exists": exists().where(Ban.user_id == User.pk),
+    "exists, table": exists(select(literal(1)).where(BANS.c.user_id == USERS.c.id)),
+    "alias": ~OTHER.bans.any(),
+    "count": select(func.count()).where(Ban.user_id == User.pk).scalar_subquery() == 0,
+    "beside text": and_(text("not banned"), ~User.bans.any()),
+    "in a union": exists(
+        select(Ban.id).where(Ban.user_id == User.pk).union(select(literal(1)).where(false()))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ABOUT_OTHERS)
+def test_a_subquery_that_only_another_schemas_users_could_fill_is_refused(
+    bind: Bind, case: str
+) -> None:
+    message = r"about app\.users, not about auth\.users; .*ScoreReader\(\.\.\., users=User\)"
+    reader = ScoreReader(bind, schema="auth")
+    with pytest.raises(BadArgumentError, match=message):
+        reader.leaderboard(where=ABOUT_OTHERS[case])
+    assert len(reader.leaderboard()) == 1
+
+
 def test_a_subquery_about_another_schemas_users_is_left_alone(bind: Bind) -> None:
-    others = table("users", column("id"), schema="auth")
-    nobody = exists(select(literal(1)).select_from(others))
-    assert ids(ScoreReader(bind).leaderboard(where=nobody)) == []
-    assert len(ScoreReader(bind).leaderboard(where=~nobody)) == 6
+    others = table("users", column("banned"), schema="auth")
+    anybody = exists(select(literal(1)).select_from(others))
+    assert len(ScoreReader(bind).leaderboard(where=anybody)) == 6
+    assert ids(ScoreReader(bind).leaderboard(where=~anybody)) == []
+    joined = exists(select(Ban).join(Ban.user).where(User.pk == 4))
+    assert len(ScoreReader(bind, schema="auth").leaderboard(where=joined)) == 1
+    # beside the users of this ranking they are what the subquery says they are
+    linked = (Ban.user_id < 0) == others.c.banned
+    both = User.pk.in_(select(Ban.user_id).where(linked))
+    assert ids(ScoreReader(bind).leaderboard(where=both)) == [4]
 
 
 def test_users_may_be_a_class_a_table_or_named_by_schema(bind: Bind) -> None:
@@ -265,7 +324,7 @@ def test_users_may_be_a_class_a_table_or_named_by_schema(bind: Bind) -> None:
     reader = ScoreReader(bind, users=plain, schema="app")
     assert reader.score(6) == 60
     assert ids(reader.leaderboard(where=plain.c.id > 5)) == [6]
-    assert ScoreReader(bind, schema="auth").leaderboard().entries == ()
+    assert ids(ScoreReader(bind, schema="auth").leaderboard()) == [SOMEONE]
     with pytest.raises(BadArgumentError, match=r"about users, not about auth\.users"):
         ScoreReader(bind, schema="auth").leaderboard(where=text("true") & (plain.c.id > 5))
     with pytest.raises(BadArgumentError, match="users= is in schema app, and schema= says auth"):

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from sqlalchemy import (
     Alias,
+    ColumnClause,
     ColumnElement,
     FromClause,
+    Select,
     SelectBase,
     TableClause,
     inspect,
@@ -65,11 +67,14 @@ class Mentions:
         clause: The condition.
         froms: What it needs in FROM; none where all its columns are in subqueries, or it is text.
         tables: Every table in it, in subqueries too.
+        joinable: Those that stand beside others in a subquery's FROM. If the query around it names
+            one of them, then that is the one that is meant.
     """
 
     clause: ColumnElement[Any]
     froms: tuple[FromClause[Any], ...]
     tables: tuple[TableClause[Any], ...]
+    joinable: tuple[TableClause[Any], ...]
 
 
 def mentions(condition: Condition) -> Mentions:
@@ -91,13 +96,19 @@ def mentions(condition: Condition) -> Mentions:
         raise _refusal(str(error)) from None
     if clause is None:
         raise _refusal(f"{condition!r} is not one")
+    if isinstance(clause, ColumnClause) and not (clause.is_literal or _may_be_boolean(clause)):
+        raise _refusal(f"{clause} is a column of type {clause.type}")
     found: dict[TableClause[Any], None] = {}
+    joinable: list[Any] = []
     for element in visitors.iterate(clause):
+        joinable += _side_by_side(element)
         # a column's, or itself
         table = _table_behind(getattr(element, "table", element))
         if isinstance(table, TableClause):
             found[table] = None
-    return Mentions(clause, froms, tuple(found))
+    return Mentions(
+        clause, froms, tuple(found), tuple(table for table in found if table in joinable)
+    )
 
 
 def source(
@@ -128,14 +139,33 @@ def source(
     if mentioned.froms:
         (outer,) = mentioned.froms
         if _table_behind(outer) not in own:
-            raise _refusal(
-                f"this one is about {_name(outer)}, not about {host.schema}.{host.name}; {_ADVICE}"
-            )
+            raise _stranger(outer, host)
         return outer
+    if not own:
+        # Another schema's users: with them in FROM a subquery would be about each of them in turn,
+        # without them it says one and the same of everybody.
+        for table in mentioned.joinable:
+            if table.name == host.name:
+                raise _stranger(table, host)
     return preferred if preferred in own else own[0] if own else None
 
 
 _ADVICE = "put other tables into a subquery: exists(select(...).where(...)), or in_(select(...))"
+
+
+def _side_by_side(element: Any) -> list[Any]:
+    if not isinstance(element, Select):
+        return []
+    froms: list[Any] = list(cast(Any, element).get_final_froms())
+    return [_table_behind(clause) for clause in froms] if len(froms) > 1 else []
+
+
+def _may_be_boolean(clause: ColumnClause[Any]) -> bool:
+    try:
+        # object: a type of somebody's own
+        return clause.type.python_type in (bool, object)
+    except NotImplementedError:
+        return True
 
 
 def _table_behind(clause: Any) -> Any:
@@ -145,6 +175,15 @@ def _table_behind(clause: Any) -> Any:
 def _name(clause: FromClause[Any]) -> str:
     table = _table_behind(clause)
     return table.fullname if isinstance(table, TableClause) else "a subquery"
+
+
+def _stranger(clause: FromClause[Any], host: HostUsers) -> BadArgumentError:
+    table = _table_behind(clause)
+    namesake = isinstance(table, TableClause) and table.name == host.name
+    advice = "name the users that are meant: ScoreReader(..., users=User)" if namesake else _ADVICE
+    return _refusal(
+        f"this one is about {_name(clause)}, not about {host.schema}.{host.name}; {advice}"
+    )
 
 
 def _refusal(reason: str) -> BadArgumentError:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 from pyscore.errors import PyscoreError
-from pyscore.reading.types import IdType, ScoreType
+from pyscore.reading.types import IdType, ScoreType, codec
 
 # One row per column of interest, at least one in all; domains are followed to what they are made
 # of. Nothing here needs a privilege, and nothing raises when there is no such schema or table.
@@ -34,6 +34,7 @@ with recursive relation as (
     where t.typtype = 'd'
 )
 select cast(pg_catalog.array_to_string(pg_catalog.current_schemas(false), ', ') as text),
+       cast(pg_catalog.getdatabaseencoding() as text),
        cast(r.oid as bigint), cast(r.nspname as text), cast(b.attname as text),
        pg_catalog.format_type(b.type_id, -1), cast(b.typcategory as text)
 from (values (1)) as one (one)
@@ -49,12 +50,14 @@ class Relation:
 
     Attributes:
         searched: The schemas in which a name without one is looked for.
+        encoding: The database's, as Python names it.
         oid: None where there is no such table.
         schema: Where it is.
         columns: Type and type category of id, username and builder_score, of those that it has.
     """
 
     searched: str
+    encoding: str
     oid: int | None
     schema: str | None
     columns: Mapping[str, tuple[str, str]]
@@ -68,6 +71,7 @@ class HostUsers:
         oid: The table's.
         schema: Where it is, however it was found.
         name: users, or what ``users=`` names.
+        encoding: The database's, as Python names it.
         written_schema: The schema that queries name; None to leave it to the search_path.
         id_type: The type of ``id``.
         score_type: The type of ``builder_score``.
@@ -77,6 +81,7 @@ class HostUsers:
     oid: int
     schema: str
     name: str
+    encoding: str
     written_schema: str | None
     id_type: IdType
     score_type: ScoreType
@@ -94,10 +99,19 @@ def relation(schema: str | None, name: str) -> TextClause:
 
 
 def relation_from(rows: Sequence[Sequence[Any]]) -> Relation:
-    """Return what the rows of `relation` say."""
-    searched, oid, schema, *_ = rows[0]
-    columns = {str(row[3]): (str(row[4]), str(row[5])) for row in rows if row[3] is not None}
-    return Relation(searched, oid, schema, columns)
+    """Return what the rows of `relation` say.
+
+    Raises:
+        PyscoreError: The driver cannot read text from this connection.
+    """
+    searched, encoding, oid, schema, *_ = rows[0]
+    if isinstance(searched, bytes):  # so does psycopg where client_encoding is SQL_ASCII
+        raise PyscoreError(
+            "this connection reads text as bytes, for its client_encoding is SQL_ASCII; "
+            "expected utf8: connect with client_encoding=utf8"
+        )
+    columns = {str(name): (str(kind), str(category)) for *_, name, kind, category in rows if name}
+    return Relation(searched, codec(encoding), oid, schema, columns)
 
 
 def users_from(found: Relation, schema: str | None, name: str) -> HostUsers:
@@ -128,13 +142,24 @@ def users_from(found: Relation, schema: str | None, name: str) -> HostUsers:
             "ScoreReader(..., schema=...)"
         )
     if "builder_score" not in found.columns:
-        raise PyscoreError(f"{table} has no column builder_score: install it with: pyscore migrate")
+        raise PyscoreError(f"{table} has no column builder_score: {_column_advice(name)}")
     return HostUsers(
         oid=found.oid,
         schema=found.schema,
         name=name,
+        encoding=found.encoding,
         written_schema=schema,
-        id_type=IdType(*found.columns["id"]),
+        id_type=IdType(*found.columns["id"], found.encoding),
         score_type=ScoreType(found.columns["builder_score"][0]),
         username_type=found.columns.get("username"),
+    )
+
+
+def _column_advice(table: str) -> str:
+    if table == "users":
+        return "install it with: pyscore migrate"
+    # We install into users alone; a subclass may be mapped to a table beside it.
+    return (
+        "expected the application's users; name their own table, "
+        "or the class that is mapped to it: ScoreReader(..., users=User)"
     )

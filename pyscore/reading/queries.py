@@ -30,7 +30,8 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.elements import ColumnElement, Grouping
 from sqlalchemy.types import UserDefinedType
 
 from pyscore.reading.cursors import Position
@@ -50,6 +51,18 @@ class _Named(UserDefinedType[Any]):
 
     def get_col_spec(self, **_: Any) -> str:
         return self.name
+
+
+class _Bracketed(Grouping[Any]):
+    """A condition that stays one whatever raw text it is made of: ``a or b -- why``."""
+
+    inherit_cache = True
+
+
+@compiles(_Bracketed)
+def _bracketed(element: _Bracketed, compiler: Any, **options: Any) -> str:
+    # the line break ends a comment, which would swallow the bracket and all that follows
+    return f"({compiler.process(element.element, **options)}\n)"
 
 
 def users_table(host: HostUsers) -> TableClause[Any]:
@@ -155,7 +168,7 @@ def ranking(
         query = query.where(tuple_(stored, user_id) < place)
     if above is not None:
         query = query.where(stored > _typed(above, host.score_type.name))
-    return query if where is None else query.where(where)
+    return query if where is None else query.where(_Bracketed(where))
 
 
 def explanation(host: HostUsers, user_id: str) -> Selected:

@@ -4,6 +4,7 @@ Text that is cast in SQL means the same to every driver. It is checked here, bef
 that a value of the wrong form never costs the caller their transaction.
 """
 
+import codecs
 import math
 import operator
 import re
@@ -38,10 +39,12 @@ class IdType:
     Attributes:
         name: As SQL writes it.
         category: What pg_type calls its category; S for all kinds of text.
+        encoding: The database's, as `codec` names it.
     """
 
     name: str
     category: str
+    encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
         if self.name != "uuid" and self.name not in _WHOLE and self.category != "S":
@@ -70,7 +73,7 @@ class IdType:
             case "integer":
                 text = _whole_text(user_id, *_WHOLE[self.name])
             case _:
-                text = _plain_text(user_id)
+                text = _plain_text(user_id, self.encoding)
         if text is None:
             raise BadArgumentError(
                 f"{shown(user_id)} is not the id of a user: users.id has type {self.name}; "
@@ -87,7 +90,7 @@ class IdType:
                 lowest, highest = _WHOLE[self.name]
                 return f"a whole number from {lowest} to {highest}, or its text"
             case _:
-                return "text without NUL characters"
+                return f"text without NUL characters that a database in {self.encoding} can hold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +219,39 @@ def _whole_text(value: Any, lowest: int, highest: int) -> str | None:
     return str(number) if number is not None and lowest <= number <= highest else None
 
 
-def _plain_text(value: Any) -> str | None:
+def _plain_text(value: Any, encoding: str) -> str | None:
     if isinstance(value, UUID) or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
-    return sendable(value) if isinstance(value, str) else None
+    return sendable(value, encoding) if isinstance(value, str) else None
 
 
-def sendable(text: str) -> str | None:
-    """Return text that PostgreSQL can hold, as a plain str; None for what no text column holds."""
+def codec(encoding: str) -> str:
+    """Return Python's name for an encoding of PostgreSQL's.
+
+    Args:
+        encoding: As pg_database has it, such as LATIN1 or WIN1252.
+
+    Returns:
+        utf-8 too for the three that Python does not know: SQL_ASCII, which holds anything, EUC_TW
+        and MULE_INTERNAL, where the server itself must refuse what it cannot hold.
+    """
+    name = encoding.replace("WIN", "cp").replace("KOI8", "koi8_")
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        return "utf-8"
+
+
+def sendable(text: str, encoding: str) -> str | None:
+    """Return text that a database can hold, as a plain str; None for what no text column holds.
+
+    Args:
+        text: Of whatever origin.
+        encoding: The database's, as `codec` names it.
+    """
     plain = str.__str__(text)
     try:
-        plain.encode()
+        plain.encode(encoding)
     except UnicodeEncodeError:
         return None
     return None if "\0" in plain else plain
