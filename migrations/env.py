@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from logging.config import fileConfig
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from alembic import context
@@ -16,11 +16,11 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from pyscore import address
+from pyscore import address, hindrances
 from pyscore.errors import PyscoreError, from_database
 
 SCHEMA = "builder_score"
-MIGRATION_LOCK = "1651271539, 1"  # the resident worker's is 1651271539, 0
+MIGRATION_LOCK = (1651271539, 1)  # the resident worker's is 1651271539, 0
 LOCK_WAIT = 600.0  # seconds
 
 logger = logging.getLogger("pyscore.migrations")
@@ -72,7 +72,8 @@ def run_online() -> None:
     """Migrate the database, waiting for other migrations and for locks without ever queueing."""
     arguments = context.get_x_argument(as_dictionary=True)
     conninfo = address.resolve(context.config.attributes.get("dsn") or arguments.get("dsn"))
-    deadline = time.monotonic() + float(context.config.attributes.get("lock_wait", LOCK_WAIT))
+    lock_wait = float(context.config.attributes.get("lock_wait", LOCK_WAIT))
+    deadline = time.monotonic() + lock_wait
 
     def connect() -> psycopg.Connection[Any]:
         connection = address.connect(conninfo, autocommit=False)
@@ -91,8 +92,14 @@ def run_online() -> None:
                 cause = first.orig if isinstance(first, DBAPIError) else first
                 if not isinstance(cause, psycopg.Error):
                     raise
-                if not isinstance(cause, psycopg.errors.LockNotAvailable) or nap is None:
+                if is_usable(connection):
+                    connection.rollback()
+                if isinstance(cause, psycopg.errors.InsufficientPrivilege):
+                    raise hindrances.missing_rights(driver(connection), cause) from error
+                if not isinstance(cause, psycopg.errors.LockNotAvailable):
                     raise from_database(cause) from error
+                if nap is None:
+                    raise tables_stayed_busy(connection, lock_wait) from error
                 logger.info("%s; trying again", cause.diag.message_primary)
                 time.sleep(nap)
 
@@ -104,6 +111,7 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
         return
     connection.execute(text("set statement_timeout = 0"))
+    require_host_schema(connection)
     for name, value in install_settings().items():
         connection.execute(
             text("select set_config(:name, :value, false)"),
@@ -119,12 +127,56 @@ def migrate(connection: Connection) -> None:
             drop_schema_without_revision(connection)
 
 
+def require_host_schema(connection: Connection) -> None:
+    """Refuse a schema of the application's that is not there, or is not the one installed for."""
+    wanted = install_settings().get("host_schema")
+    if wanted is None:
+        return
+    installed = installed_host_schema(connection)
+    if installed not in (None, wanted):
+        raise PyscoreError(
+            f'builder_score was installed for the application\'s tables in schema "{installed}", '
+            f'not "{wanted}": leave the option out, or uninstall first'
+        )
+    exists = text("select exists (select from pg_namespace where nspname = :name)")
+    if not connection.scalar(exists, {"name": wanted}):
+        raise PyscoreError(
+            f'there is no schema "{wanted}" in this database; expected the one that holds users, '
+            "projects and project_collaborators, or that they are to be created in"
+        )
+
+
+def installed_host_schema(connection: Connection) -> str | None:
+    """Give the schema said at install; None where nothing is installed."""
+    if connection.scalar(text(f"select to_regclass('{SCHEMA}.host') is null")):
+        return None
+    return connection.scalar(text(f"select host_schema from {SCHEMA}.host"))
+
+
+def tables_stayed_busy(connection: Connection, lock_wait: float) -> PyscoreError:
+    """Say who holds locks on the tables, and what to do."""
+    host_schema = installed_host_schema(connection) or install_settings().get("host_schema")
+    holders = hindrances.holders_of_tables(driver(connection), host_schema or "public")
+    advice = (
+        f"held now by {holders}; wait until they let go, or end them with "
+        "SELECT pg_terminate_backend(pid); then run the same command again"
+        if holders
+        else "nobody holds them any more: run the same command again"
+    )
+    return PyscoreError(f"the tables could not be locked within {lock_wait:g} s; {advice}")
+
+
+def driver(connection: Connection) -> psycopg.Connection[Any]:
+    """Give psycopg's connection."""
+    return cast(psycopg.Connection[Any], connection.connection.driver_connection)
+
+
 def is_usable(connection: Connection) -> bool:
     """Tell whether the server still listens; SQLAlchemy does not see what psycopg is told."""
     if connection.invalidated or connection.closed:
         return False
-    driver = connection.connection.driver_connection
-    return driver is not None and not driver.closed
+    held = connection.connection.driver_connection
+    return held is not None and not held.closed
 
 
 def first_cause(error: BaseException) -> BaseException:
@@ -186,21 +238,26 @@ def migration_lock(connection: Connection, deadline: float) -> Generator[None]:
     Polled: a session that waits for it inside the server holds a snapshot, and CREATE INDEX
     CONCURRENTLY in the session that has the lock would wait for that snapshot for ever.
     """
-    query = text(f"select pg_try_advisory_lock({MIGRATION_LOCK})")
+    key = "{}, {}".format(*MIGRATION_LOCK)
+    query = text(f"select pg_try_advisory_lock({key})")
     for nap in naps(deadline):
         taken = connection.scalar(query)
         connection.rollback()
         if taken:
             break
         if nap is None:
-            raise PyscoreError("another migration of this database is still running; try later")
+            holder = hindrances.holders_of_key(driver(connection), MIGRATION_LOCK)
+            raise PyscoreError(
+                f"another migration of this database is still running{holder and ': '}{holder}; "
+                "try again when it has ended"
+            )
         time.sleep(nap)
     try:
         yield
     finally:
         if is_usable(connection):
             connection.rollback()
-            connection.execute(text(f"select pg_advisory_unlock({MIGRATION_LOCK})"))
+            connection.execute(text(f"select pg_advisory_unlock({key})"))
             connection.commit()
 
 

@@ -24,7 +24,7 @@ def resolve(dsn: str | None = None) -> str:
         A libpq connection string; empty for libpq's PG* variables, service file and defaults.
 
     Raises:
-        PyscoreError: The address is not one of these forms.
+        PyscoreError: The address is not one of these forms, or holds bytes that are no text.
     """
     source, text = ("--dsn", dsn) if dsn else ("DATABASE_URL", os.environ.get("DATABASE_URL", ""))
     text = _SQLALCHEMY_SCHEME.sub("postgresql://", text.strip(), count=1)
@@ -37,6 +37,12 @@ def resolve(dsn: str | None = None) -> str:
         )
     try:
         conninfo_to_dict(text)
+    except UnicodeEncodeError:
+        raise PyscoreError(
+            f"{source} holds bytes that are not text in this shell's locale; "
+            "expected postgresql://user@host:port/database",
+            exit_code=2,
+        ) from None
     except psycopg.ProgrammingError as error:
         # libpq's message may quote the password it stumbled over
         reason = str(error).split('"')[0].strip().rstrip(":")
@@ -89,7 +95,9 @@ def connect(
     try:
         connection = psycopg.connect(named, autocommit=autocommit)
     except psycopg.OperationalError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        # the cause comes first, then libpq's guess at what to do; several hosts have a line each
+        lines = str(error).removeprefix("connection failed: ").splitlines()
+        reason = "; ".join(line.strip() for line in lines if line.strip())
         raise PyscoreError(
             f"cannot connect to {describe(conninfo)}: {reason}; "
             f"check that the server runs and the address is right ({_ADVICE})"

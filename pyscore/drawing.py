@@ -17,15 +17,17 @@ def bar(value: float, most: float, width: int, *, full: str = FULL, empty: str =
     """Draw a value as a share of the largest; what is not zero is seen.
 
     Args:
-        value: From 0 to ``most``.
+        value: From 0 to ``most``. A column may hold what never was computed: what lies outside is
+            drawn as the nearer end, and NaN as nothing.
         most: What fills the bar.
         width: Characters.
         full: The character for what is there.
         empty: The character for the rest.
     """
-    cells = round(width * value / most) if most > 0 else 0
-    if value > 0:
-        cells = max(1, cells)
+    if value != value or value <= 0 or most <= 0:  # NaN is unequal to itself
+        cells = 0
+    else:
+        cells = min(width, max(1, round(width * (min(value, most) / most))))
     return full * cells + empty * (width - cells)
 
 

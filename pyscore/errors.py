@@ -1,6 +1,13 @@
 """The exceptions that people see."""
 
-import psycopg
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the help and the completion of commands do without a driver
+    import psycopg
+
+_READ_ONLY = "25006"
 
 
 class PyscoreError(Exception):
@@ -26,12 +33,20 @@ class BadArgumentError(PyscoreError, ValueError):
         super().__init__(message, exit_code=2)
 
 
-def from_database(error: psycopg.Error) -> PyscoreError:
+def from_database(error: psycopg.Error, *advice: str) -> PyscoreError:
     """Put a server's error, with its DETAIL and HINT, on one line.
 
     Args:
         error: What psycopg raised.
+        advice: What to do, beside the server's own HINT.
     """
-    parts = [error.diag.message_primary, error.diag.message_detail, error.diag.message_hint]
-    said = [part.rstrip(".;") for part in parts if part]
-    return PyscoreError("; ".join(said) or str(error))
+    diag = error.diag
+    parts = [diag.message_primary or str(error), diag.message_detail, diag.message_hint, *advice]
+    if diag.sqlstate == _READ_ONLY:
+        parts.append("run it on the primary, in a session that may write")
+    first, *rest = [part.strip().rstrip(".;") for part in parts if part]
+    return PyscoreError(first + "".join(_joined(part) for part in rest))
+
+
+def _joined(part: str) -> str:
+    return f". {part}" if part[:1].isupper() else f"; {part}"

@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from pyscore import __version__, address
+from pyscore import __version__, address, hindrances, schema
 from pyscore.errors import PyscoreError
 from pyscore.locations import MIGRATIONS
 
@@ -93,13 +93,7 @@ def database_revision(connection: psycopg.Connection[Any]) -> str | None:
     Returns:
         The revision, or None where our schema is not installed.
     """
-    installed = connection.execute(
-        "select to_regclass('builder_score.alembic_version') is not null"
-    ).fetchone()
-    if not installed or not installed[0]:
-        return None
-    row = connection.execute("select version_num from builder_score.alembic_version").fetchone()
-    return row[0] if row else None
+    return schema.installed_revision(connection)
 
 
 def _config(output: TextIO | None = None) -> Config:
@@ -126,8 +120,11 @@ def _run(
 
 
 def _refuse_newer_schema(conninfo: str) -> None:
-    with address.connect(conninfo) as connection:
-        revision = database_revision(connection)
+    with address.connect(conninfo, pinned=True) as connection:
+        try:
+            revision = database_revision(connection)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise hindrances.missing_rights(connection, error) from None
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if revision is not None and revision not in known:
         raise PyscoreError(

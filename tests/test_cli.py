@@ -1,6 +1,9 @@
 """The commands as people and programs meet them: what they print, and how they end."""
 
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator
 from typing import Any
@@ -13,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pyscore.cluster import PrivateCluster
 from tests.catalogue import dump
-from tests.commands import call, error_line, output, pyscore, running
+from tests.commands import ROOT, Done, call, environment, error_line, output, pyscore, running
 from tests.community import add_user, configure, drain, queue, score
 from tests.conftest import dsn
 
@@ -133,6 +136,57 @@ def test_the_worker_survives_the_loss_of_its_backend(database: str, db: Connecti
     assert "Traceback" not in stderr
 
 
+RESIDENT_ROUND = (
+    "select query_start from pg_stat_activity where datname = current_database()"
+    " and application_name = 'builder-score-worker' and query like 'call %run_worker%'"
+)
+PAUSED = "update builder_score.settings set paused = true, paused_reason = 'maintenance'"
+
+
+@pytest.mark.parametrize(
+    ("statement", "obstacle"),
+    [
+        (PAUSED, "paused (maintenance): pyscore resume"),
+        ("select builder_score.detach()", "detached: SELECT * FROM builder_score.attach()"),
+    ],
+)
+def test_worker_once_says_that_it_may_not_work(
+    database: str, db: Connection[Any], statement: str, obstacle: str
+) -> None:
+    db.execute(statement.encode())
+    done = call("worker", "--once", "--dsn", database)
+    assert (done.returncode, done.stderr) == (0, f"nothing was processed: {obstacle}\n")
+    db.execute(
+        "insert into builder_score.score_recalc_queue (user_id, priority, reason)"
+        " values (gen_random_uuid(), 20, 'test')"
+    )
+    line = error_line(call("worker", "--once", "--dsn", database), 3)
+    assert line == f"pyscore: nothing was processed: {obstacle}"
+
+
+def test_a_paused_worker_says_so_once_and_goes_on(database: str, db: Connection[Any]) -> None:
+    db.execute(PAUSED.encode())
+    with running("worker", "--dsn", database) as worker:
+        assert worker.stderr is not None
+        assert worker.stderr.readline().startswith("working on ")
+        said = worker.stderr.readline()
+        assert said == "nothing is processed: paused (maintenance): pyscore resume\n"
+        rounds: set[Any] = set()
+
+        def looked_again() -> bool:
+            rounds.update(db.execute(RESIDENT_ROUND).fetchall())
+            return len(rounds) > 2
+
+        wait_until(looked_again, "it has looked again and again")
+        db.execute("update builder_score.settings set paused = false, paused_reason = null")
+        assert worker.stderr.readline() == "going on\n"
+        ada = add_user(db, "ada", bio="ships")
+        wait_until(lambda: score(db, ada) == 3, "the score arrives")
+        worker.send_signal(signal.SIGTERM)
+        _, stderr = worker.communicate(timeout=20)
+    assert stderr == "stopped\n"
+
+
 # errors -------------------------------------------------------------------------------------------
 
 COMMANDS = [
@@ -174,6 +228,7 @@ def test_a_server_that_is_down_is_one_line(
     address = "postgresql://app:s3cret@127.0.0.1:1/app?sslmode=disable"
     line = error_line(call(*command, "--dsn", address))
     assert "cannot connect to host 127.0.0.1, port 1, database app, user app:" in line
+    assert "Connection refused" in line, "the cause, not libpq's guess alone"
     assert "check that the server runs and the address is right" in line
     assert "s3cret" not in line
 
@@ -192,6 +247,15 @@ def test_an_address_that_is_none_is_one_line_without_the_password(address: str) 
     done = call("status", "--dsn", address)
     line = error_line(done, 2)
     assert "--dsn" in line
+    assert "expected postgresql://user@host:port/database" in line
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize("variables", [{}, {"DATABASE_URL": "postgresql://app:s3cret\udcff@h/"}])
+def test_an_address_that_is_no_text_is_one_line(variables: dict[str, str]) -> None:
+    arguments = () if variables else ("--dsn", "password=s3cret host=\udcff")
+    line = error_line(call("status", *arguments, **variables), 2)
+    assert f"{'DATABASE_URL' if variables else '--dsn'} holds bytes that are not text" in line
     assert "expected postgresql://user@host:port/database" in line
     assert "s3cret" not in line
 
@@ -225,6 +289,9 @@ def test_a_role_without_privileges_is_one_line(
     before = dump(server, database)
     line = error_line(call(*command, "--dsn", as_role(server, database, role)))
     assert "permission denied" in line
+    if command[0] not in ("migrate", "uninstall"):
+        grant = f"a DBA may allow it: GRANT builder_score_operator TO {role}"
+        assert line.endswith(f"; {grant}")
     assert dump(server, database) == before
 
 
@@ -251,8 +318,143 @@ def test_a_detached_database_says_what_to_do(database: str, db: Connection[Any])
     db.execute("select builder_score.detach()")
     for command in ("recompute", "explain"):
         line = error_line(call(command, "ada", "--dsn", database))
-        assert "detached" in line
+        assert "builder_score is detached from the host's tables. Its views" in line
         assert "builder_score.attach()" in line
+
+
+def test_where_nothing_may_be_written_the_primary_is_named(
+    database: str, db: Connection[Any]
+) -> None:
+    add_user(db, "ada")
+    name = conninfo_to_dict(database)["dbname"]
+    db.execute(f"alter database {name} set default_transaction_read_only = on".encode())
+    line = error_line(call("recompute", "ada", "--dsn", database))
+    assert "read-only transaction" in line
+    assert "run it on the primary" in line
+
+
+def test_what_is_typed_is_no_trouble_for_the_terminal() -> None:
+    line = error_line(call("stat\x1b[2J\udcff"), 2)
+    assert "No such command 'stat?[2J?'" in line
+    assert "Did you mean 'status'?" in error_line(call("statu"), 2)
+
+
+# Ctrl-C -------------------------------------------------------------------------------------------
+
+# sends itself what Ctrl-C sends, at the moment when a module is about to be loaded
+INTERRUPTED = """
+import os, signal, sys
+module, sys.argv = sys.argv[1], ["pyscore", *sys.argv[2:]]
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from pyscore.cli import main
+main()
+"""
+
+
+def run_python(program: str, *arguments: str) -> Done:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment()
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("click", ["--help"]),
+        ("psycopg", ["status"]),
+        ("pyscore.cli.explain", ["explain", "ada"]),
+        ("pyscore.cli.version", ["--version"]),
+    ],
+)
+def test_interrupted_while_it_is_loading(module: str, arguments: list[str]) -> None:
+    done = run_python(INTERRUPTED, module, *arguments)
+    assert (done.stderr, done.returncode) == ("pyscore: stopped\n", 1)
+
+
+def test_interrupted_while_it_connects() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with running("status", "--dsn", f"host=127.0.0.1 port={port} sslmode=disable") as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, stderr = process.communicate(timeout=20)
+    assert (stderr, process.returncode) == ("pyscore: stopped\n", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--nonsense"], ["explain", "--help"], ["leaderboard", "-h"]]
+)
+def test_help_loads_no_more_than_it_needs(arguments: list[str]) -> None:
+    program = f"""
+import sys
+sys.argv = ["pyscore", *{arguments}]
+from pyscore.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    loaded = set(run_python(program).stderr.split())
+    assert "click" in loaded
+    assert not loaded & {"alembic", "sqlalchemy"}
+    if len(arguments) == 1:
+        assert not loaded & {"psycopg", "rich", "pyscore.cli.explain"}
+
+
+# other people's functions -------------------------------------------------------------------------
+
+# They fit better than PostgreSQL's own, which take an integer. Created by the superuser here: whose
+# they are makes no difference to which is found.
+BETTER_FITTING = (
+    "create table public.loot (who text)",
+    """
+    create function public.col_description(oid, smallint) returns text language plpgsql as $$
+    begin
+        insert into public.loot values (current_user);
+        return pg_catalog.col_description($1, $2::integer);
+    end $$
+    """,
+    """
+    create function public.round(numeric, smallint) returns numeric language plpgsql as $$
+    begin
+        insert into public.loot values (current_user);
+        return pg_catalog.round($1, $2::integer);
+    end $$
+    """,
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("settings",),
+        ("status",),
+        ("explain", "ada"),
+        ("recompute", "ada"),
+        ("verify",),
+        ("leaderboard",),
+        ("--version",),
+    ],
+)
+def test_a_superuser_runs_no_function_of_somebody_elses(
+    database: str, db: Connection[Any], command: tuple[str, ...]
+) -> None:
+    add_user(db, "ada", bio="ships")
+    drain(db)
+    for statement in BETTER_FITTING:
+        db.execute(statement.encode())
+    # the bait is one: a bare name finds it
+    db.execute("select col_description('users'::regclass, 1::smallint)")
+    assert db.execute("delete from public.loot returning who").fetchall() == [("postgres",)]
+    done = call(*command, "--dsn", database)
+    assert done.returncode in (0, 3), done.stderr
+    assert db.execute("select * from public.loot").fetchall() == []
 
 
 @pytest.mark.parametrize(

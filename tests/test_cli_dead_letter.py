@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
+import click
 import pytest
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
@@ -17,6 +18,9 @@ from tests.interleave import make_due
 
 MESSAGE = "will not have " + "this and that, " * 10 + "the end"
 FAILED_SECONDS_AGO = (7200, 180)
+
+TERMINAL = {"FORCE_COLOR": "1", "TERM": "dumb"}
+"""What has rich take a pipe for a terminal: one of 80 columns, without colours."""
 
 
 def add_letter(db: Connection[Any], user: UUID, message: str = MESSAGE) -> None:
@@ -76,7 +80,14 @@ def test_the_list_has_two_lines_a_letter_the_last_failure_first(
     assert newest.startswith(f"grace  {people['grace']}  5 attempts, 2 h to ")
     assert its_message == "  P0001 short"
     assert who.startswith(f"ada  {people['ada']}  5 attempts, 2 h to 3 min ")
-    assert why == f"  P0001 {MESSAGE}"[:79] + "…"
+    assert why == f"  P0001 {MESSAGE}"
+
+
+def test_on_a_terminal_the_list_has_as_much_of_a_message_as_fits(
+    database: str, people: dict[str, UUID]
+) -> None:
+    said = output(call("dead-letter", "list", "--dsn", database, **TERMINAL))
+    assert said.splitlines()[-1] == f"  P0001 {MESSAGE}"[:79] + "…"
 
 
 def test_the_list_in_json_has_all_of_it(database: str, people: dict[str, UUID]) -> None:
@@ -153,7 +164,8 @@ def test_messages_cannot_play_tricks_on_the_terminal(database: str, db: Connecti
 
 
 def test_a_console_without_unicode_gets_none(database: str, people: dict[str, UUID]) -> None:
-    done = pyscore("dead-letter", "list", "--dsn", database, PYTHONIOENCODING="ascii")
+    variables = TERMINAL | {"PYTHONIOENCODING": "ascii"}
+    done = pyscore("dead-letter", "list", "--dsn", database, **variables)
     assert output(done).splitlines()[-1] == f"  P0001 {MESSAGE}"[:80]
 
 
@@ -249,6 +261,26 @@ def test_yes_is_not_asked(database: str, db: Connection[Any], people: dict[str, 
     assert letters(db) == set()
 
 
+def test_what_fails_while_the_question_waits_is_not_discarded(
+    database: str, db: Connection[Any], people: dict[str, UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(question: str, **options: Any) -> bool:
+        assert question.startswith("Discard 2 dead letters?")
+        add_letter(db, people["linus"])
+        return True
+
+    monkeypatch.setattr(click, "confirm", answer)
+    said = output(call("dead-letter", "discard", "--all", "--dsn", database))
+    assert said.startswith("2 dead letters discarded\n")
+    assert letters(db) == {people["linus"]}
+
+
+def test_only_discarding_all_asks_and_the_help_says_so() -> None:
+    said = " ".join(output(call("dead-letter", "discard", "--help")).split())
+    assert "Forget dead letters; --all asks first." in said
+    assert "--yes With --all: do not ask." in said
+
+
 # Who is meant -------------------------------------------------------------------------------------
 
 
@@ -274,6 +306,13 @@ def test_show_of_somebody_who_is_none_ends_with_1(database: str, people: dict[st
     assert "no dead letter: linus" in error_line(
         call("dead-letter", "show", "linus", "--dsn", database)
     )
+
+
+@pytest.mark.parametrize("command", ["show", "retry", "discard"])
+def test_bytes_that_are_no_text_are_a_usage_error(database: str, command: str) -> None:
+    # how Python passes them on
+    line = error_line(call("dead-letter", command, "a\udcff", "--dsn", database), 2)
+    assert "'a?' holds bytes that are no text in this shell's locale" in line
 
 
 @pytest.mark.parametrize("command", ["retry", "discard"])

@@ -13,6 +13,7 @@ from tests.commands import Done, call, error_line, output, pyscore
 from tests.community import add_project, add_user, configure, drain, one
 from tests.interleave import Sessions, until
 from tests.poison import poison
+from tests.screen import on_screen
 
 Db = Connection[Any]
 
@@ -72,14 +73,21 @@ def test_what_is_right_and_quiet_says_so(database: str, ada: UUID) -> None:
     assert " s ago, " in said["computed"][0]
 
 
-def test_fits_eighty_columns_and_has_no_colours(database: str, db: Db, ada: UUID) -> None:
+def test_plain_where_there_is_no_terminal(database: str, db: Db, ada: UUID) -> None:
     for _ in range(3):
         add_project(db, ada, status="shipped")
     configure(db, paused=True, paused_reason="a long reason " * 10)
     said = explain(database)
-    assert max(map(len, said.splitlines())) <= 80
     assert "\x1b" not in said
-    assert " ".join(facts(said)["paused"][0].split()).count("a long reason") == 10, "nothing is cut"
+    assert "a long reason " * 10 in said, "nothing is cut or folded"
+    assert [line for line in said.splitlines() if line != line.rstrip()] == []
+
+
+def test_fits_the_terminal(database: str, db: Db, ada: UUID) -> None:
+    configure(db, paused=True, paused_reason="a long reason " * 10)
+    said = on_screen("explain", "ada", "--dsn", database)
+    assert max(map(len, said.splitlines())) <= 80
+    assert " ".join(said.split()).count("a long reason") == 10, "nothing is cut"
 
 
 def test_an_event_waits_for_the_debounce_window(database: str, db: Db, ada: UUID) -> None:
@@ -176,7 +184,7 @@ def test_a_signal_that_is_switched_off_is_shown_as_off(database: str, db: Db, ad
 def test_the_score_before_the_last_change(database: str, db: Db, ada: UUID) -> None:
     add_project(db, ada, status="shipped")
     db.execute("select builder_score.recalculate(%s)", [ada])
-    assert facts(explain(database))["computed"][0].endswith("; before that it was 13")
+    assert facts(explain(database))["computed"][0].endswith("; before its last change it was 13")
 
 
 def test_json_is_what_the_database_says(database: str, db: Db, ada: UUID) -> None:
@@ -227,6 +235,42 @@ def test_works_where_nothing_may_be_written(database: str, db: Db, ada: UUID) ->
     assert explain(database).startswith("ada: 13")
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+@pytest.mark.parametrize("command", ["explain", "recompute"])
+def test_no_name_at_all(database: str, db: Db, command: str, name: str) -> None:
+    add_user(db, name)
+    line = error_line(call(command, name, "--dsn", database), 2)
+    assert "expected an id or a username" in line
+
+
+def test_a_username_of_several_people_is_said_to_be_one(database: str, db: Db) -> None:
+    low, _, other = sorted(add_user(db, name) for name in ("ada", "bob", "cyd"))
+    db.execute("alter table users drop constraint users_username_key")
+    db.execute("update users set username = 'ada'")
+    done = call("explain", "ada", "--dsn", database)
+    assert facts(output(done))["id"] == [str(low)]
+    assert done.stderr == (
+        f"3 people have the username ada: this is about the one with id {low}; "
+        "name another by their id\n"
+    )
+    assert call("explain", str(other), "--dsn", database).stderr == ""
+    # an id wins over a username
+    db.execute("update users set username = %s where id <> %s", [str(other), other])
+    done = call("explain", str(other), "--dsn", database)
+    assert (facts(output(done))["id"], done.stderr) == ([str(other)], "")
+
+
+def test_no_number_of_json(database: str, db: Db, ada: UUID) -> None:
+    db.execute("select builder_score.detach()")
+    db.execute("alter table users alter column builder_score type double precision")
+    db.execute("select builder_score.attach()")
+    db.execute("update users set builder_score = 'NaN'")
+    assert explain(database).startswith("ada: NaN, tier 0-30")
+    said = output(call("explain", "ada", "--json", "--dsn", database))
+    found = json.loads(said, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert found["score"] == "NaN"
+
+
 def test_nobody_of_that_name(database: str) -> None:
     nobody = str(uuid4())
     for user in ("nobody", nobody):
@@ -244,7 +288,7 @@ def test_a_username_cannot_play_with_the_terminal(database: str, db: Db) -> None
 
 def test_characters_that_no_database_holds(database: str) -> None:
     line = error_line(call("explain", "a\udcff", "--dsn", database), 2)
-    assert "a? cannot name a user" in line
+    assert "a? cannot name a user: it holds bytes that are not text in this shell's locale" in line
 
 
 def test_a_terminal_without_unicode(database: str, db: Db, ada: UUID) -> None:

@@ -1,6 +1,7 @@
 """``pyscore leaderboard``: the ranking, page by page, for whoever may read users."""
 
 import json
+import re
 import shlex
 from collections.abc import Generator
 from typing import Any
@@ -16,6 +17,7 @@ from pyscore.cluster import PrivateCluster
 from tests.commands import call, error_line, output
 from tests.community import add_user
 from tests.conftest import dsn, janitor
+from tests.screen import on_screen
 
 Db = Connection[Any]
 
@@ -84,14 +86,46 @@ def test_the_next_page_in_json(database: str, people: None, db: Db) -> None:
 def test_above_is_strictly_above(database: str, people: None) -> None:
     said = output(call("leaderboard", "--above", "56", "--dsn", database))
     assert [row[1] for row in rows(said)[1:]] == ["ada"]
-    assert output(call("leaderboard", "--above", "99", "--dsn", database)) == (
-        "nobody has a score here\n"
-    )
+    said = output(call("leaderboard", "--above", "1000", "--dsn", database))
+    assert said == "nobody has a score above 1000\n"
+
+
+def test_nobody_at_all(database: str) -> None:
+    assert output(call("leaderboard", "--dsn", database)) == "nobody has a score here\n"
 
 
 def test_the_applications_role_needs_nothing_of_ours(application: str, people: None) -> None:
     said = output(call("leaderboard", "-n", "1", "--dsn", application))
     assert rows(said)[1][:3] == ["1", "ada", "80"]
+
+
+@pytest.fixture
+def role(server: PrivateCluster) -> Generator[str]:
+    name = f"reader_{uuid4().hex[:12]}"
+    server.psql("-c", f"create role {name} login")
+    yield name
+    server.psql("-c", f"drop role {name}")
+
+
+def test_the_operator_may_look_though_users_are_closed_to_them(
+    server: PrivateCluster, database: str, role: str, people: None
+) -> None:
+    address = dsn(server, str(conninfo_to_dict(database)["dbname"]), user=role)
+    line = error_line(call("leaderboard", "--dsn", address))
+    assert line == (
+        "pyscore: permission denied for table users; "
+        f"a DBA may allow it: GRANT builder_score_operator TO {role}"
+    )
+    server.psql("-c", f"grant builder_score_operator to {role}")
+    said = output(call("leaderboard", "-n", "3", "--dsn", address))
+    assert rows(said)[1][:3] == ["1", "ada", "80"]
+    _, _, following = said.partition("next page: ")
+    assert rows(output(call(*shlex.split(following)[1:])))[1][0] == "dan"
+
+
+def test_a_detached_database_still_has_its_scores(database: str, db: Db, people: None) -> None:
+    db.execute("select builder_score.detach()")
+    assert rows(output(call("leaderboard", "--dsn", database)))[1][:3] == ["1", "ada", "80"]
 
 
 def test_finds_users_in_another_schema(server: PrivateCluster) -> None:
@@ -103,6 +137,31 @@ def test_finds_users_in_another_schema(server: PrivateCluster) -> None:
             db.execute("set search_path = app")
             add_user(db, "ada", builder_score=80)
         assert rows(output(call("leaderboard", "--dsn", address)))[1][:3] == ["1", "ada", "80"]
+
+
+def test_the_schema_can_be_said(server: PrivateCluster, role: str) -> None:
+    with janitor(server, f"elsewhere_{uuid4().hex[:8]}") as address:
+        with psycopg.connect(address, autocommit=True) as db:
+            db.execute("create schema app")
+        migrator.upgrade(address, settings=migrator.install_settings("app"))
+        with psycopg.connect(address, autocommit=True) as db:
+            db.execute(f"set search_path = app; grant usage on schema app to {role}".encode())
+            db.execute(f"grant select on users to {role}".encode())
+            for name in ("ada", "bob"):
+                add_user(db, name, builder_score=80)
+        mine = dsn(server, str(conninfo_to_dict(address)["dbname"]), user=role)
+        line = error_line(call("leaderboard", "--dsn", mine))
+        assert "there is no table users in the search_path (public)" in line
+        assert line.endswith("name the schema of its users: --schema SCHEMA")
+        said = output(call("leaderboard", "-n", "1", "--schema", "app", "--dsn", mine))
+        _, _, following = said.partition("next page: ")
+        both = rows(said)[1:] + rows(output(call(*shlex.split(following)[1:])))[1:]
+        assert [row[0] if row[0] != "1" else row[1] for row in both] in (
+            ["ada", "bob"],
+            ["bob", "ada"],
+        )
+        line = error_line(call("leaderboard", "--schema", "nowhere", "--dsn", mine))
+        assert "there is no table users in schema nowhere" in line
 
 
 def test_a_password_is_not_repeated(database: str, people: None) -> None:
@@ -146,5 +205,61 @@ def test_a_username_cannot_play_with_the_terminal(database: str, db: Db) -> None
 def test_a_long_username_is_not_cut(database: str, db: Db) -> None:
     add_user(db, "x" * 200, builder_score=5)
     said = output(call("leaderboard", "--dsn", database))
-    assert said.count("x") == 200
-    assert max(map(len, said.splitlines())) <= 80
+    assert "x" * 200 in said, "nor folded where there is no terminal"
+
+
+def screen(columns: int, *arguments: str) -> list[str]:
+    shown = on_screen("leaderboard", *arguments, COLUMNS=str(columns))
+    return [line.rstrip() for line in shown.splitlines()]
+
+
+def test_a_narrow_terminal_has_room_for_everything_but_bars(database: str, people: None) -> None:
+    heading, ada, *_ = screen(40, "--dsn", database)
+    assert heading.split() == ["place", "user", "score", "tier"]
+    assert re.fullmatch(r" +1  ada   +80  █{6}   76 and over", ada), "shorter bars"
+    heading, ada, *_ = screen(32, "--dsn", database)
+    assert heading.split() == ["place", "user", "score", "tier"]
+    assert ada.split() == ["1", "ada", "80", "76", "and", "over"], "no bars"
+
+
+def test_a_terminal_folds_long_names(database: str, db: Db) -> None:
+    add_user(db, "x" * 200, builder_score=5)
+    said = screen(80, "--dsn", database)
+    assert "".join(said).count("x") == 200
+    assert max(map(len, said)) <= 80
+
+
+def test_no_columns_are_taken_for_eighty(database: str, people: None) -> None:
+    assert rows(output(call("leaderboard", "--dsn", database, COLUMNS="0")))[1][1] == "ada"
+    assert "ada" in screen(0, "--dsn", database)[1]
+
+
+@pytest.mark.parametrize(
+    ("stored", "printed", "json_value", "bar"),
+    [
+        ("NaN", "NaN", "NaN", 0),
+        ("Infinity", "Infinity", "Infinity", 20),
+        ("1e300", f"{1e300:f}".rstrip("0").rstrip("."), 1e300, 20),
+        ("-5", "-5", -5, 0),
+    ],
+)
+def test_what_never_was_computed_is_shown_as_it_is(
+    server: PrivateCluster, stored: str, printed: str, json_value: Any, bar: int
+) -> None:
+    with janitor(server, f"odd_{uuid4().hex[:8]}") as address:
+        with psycopg.connect(address, autocommit=True) as db:
+            db.execute(
+                "create table users (id bigint primary key, username text,"
+                " builder_score double precision)"
+            )
+            db.execute("insert into users values (5, 'ada', %s)", [stored])
+        row = rows(output(call("leaderboard", "--dsn", address)))[1]
+        assert row[:3] == ["1", "ada", printed]
+        assert sum(field.count("█") for field in row) == bar
+        (one,) = parsed(output(call("leaderboard", "--json", "--dsn", address)))["entries"]
+    assert (one["user_id"], one["score"]) == ("5", json_value), "ids are text"
+
+
+def parsed(said: str) -> Any:
+    """Read JSON as strictly as others do."""
+    return json.loads(said, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

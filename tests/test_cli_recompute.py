@@ -18,6 +18,7 @@ from tests.commands import call, error_line, output, pyscore
 from tests.community import add_project, add_user, drain, one, queue, score
 from tests.interleave import Sessions, until
 from tests.poison import poison
+from tests.screen import on_screen
 from tests.terminal import on_terminal
 
 Db = Connection[Any]
@@ -141,6 +142,7 @@ def test_users_from_standard_input(database: str, db: Db, monkeypatch: pytest.Mo
         (None, "No such file or directory"),
         (b" \n\n", "names nobody: expected one id or username a line"),
         (b"ada\n\xff\xfe", "is not UTF-8 text: expected one id or username a line"),
+        (b"ada\nb\0b", "holds a NUL in line 2: expected one id or username a line"),
     ],
 )
 def test_a_file_that_is_of_no_use_is_named(
@@ -152,6 +154,11 @@ def test_a_file_that_is_of_no_use_is_named(
     line = error_line(call("recompute", "--file", str(path)), 2)
     assert str(path) in line
     assert expected in line
+
+
+def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input is closed" in error_line(call("recompute", "--file", "-"), 2)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +216,19 @@ def test_one_who_fails_harms_nobody_else(database: str, db: Db) -> None:
     assert [row[3] for row in queue(db)] == ["user inserted"], "eve stays queued"
 
 
+def test_the_others_are_counted_in_words(database: str, db: Db) -> None:
+    poison(db)
+    add_people(db, "ada", "eve")
+    line = error_line(call("recompute", "eve", "ada", "--dsn", database))
+    assert line.endswith("(will not have eve); the other one was recomputed")
+    db.execute("alter table users drop constraint users_username_key")
+    db.execute("update users set builder_score = 0 where username = 'ada'")
+    db.execute("update users set username = 'eve'")
+    both = [str(user_id) for (user_id,) in db.execute("select id from users").fetchall()]
+    line = error_line(call("recompute", *both, "--dsn", database))
+    assert line.endswith("; nobody was recomputed")
+
+
 def test_one_alone_who_fails(database: str, db: Db) -> None:
     poison(db)
     add_people(db, "eve")
@@ -261,3 +281,9 @@ def test_many_have_a_bar_on_a_terminal_and_none_in_the_output(database: str, db:
     assert stdout.splitlines() == ["ada: 0 -> 3", "bob: 0 -> 3"]
     assert "recomputing" in running.shown
     assert running.returncode == 0
+
+
+def test_the_bar_is_gone_when_all_is_done(database: str, db: Db) -> None:
+    add_people(db, "ada", "bob")
+    shown = on_screen("recompute", "ada", "bob", "--dsn", database)
+    assert shown.splitlines() == ["ada: 0 -> 3", "bob: 0 -> 3"]

@@ -16,6 +16,9 @@ from tests.commands import call, error_line, output, pyscore
 from tests.community import add_user, configure, drain, one, score
 from tests.conftest import dsn
 
+TERMINAL = {"FORCE_COLOR": "1", "TERM": "dumb"}
+"""What has rich take a pipe for a terminal: one of 80 columns, without colours."""
+
 
 @pytest.fixture
 def operator(server: PrivateCluster, database: str) -> Iterator[str]:
@@ -44,10 +47,14 @@ def test_all_settings_are_shown_with_their_meaning(database: str) -> None:
     assert heading.split() == ["setting", "value", "meaning"]
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == list(NAMES)
     assert "one_row" not in said
-    assert max(map(len, lines)) <= 80
     (window,) = (line for line in lines if line.startswith("debounce_window"))
-    assert " ".join(window.split()) == "debounce_window 5 minutes Least time between two unforced"
+    assert " ".join(window.split()) == (
+        "debounce_window 5 minutes Least time between two unforced recalculations of a user; "
+        "0 is off."
+    )
     assert "Default" not in said
+    on_terminal = output(call("settings", "--dsn", database, **TERMINAL)).splitlines()
+    assert max(map(len, on_terminal)) <= 80
 
 
 def test_the_names_known_without_a_database_are_its_columns(db: Connection[Any]) -> None:
@@ -59,16 +66,18 @@ def test_the_names_known_without_a_database_are_its_columns(db: Connection[Any])
 
 
 def test_what_is_not_as_at_first_is_marked(database: str, db: Connection[Any]) -> None:
-    configure(db, debounce_window="90 minutes", batch_size=100)
+    configure(db, debounce_window="90 minutes", batch_size=100, paused_reason="a restore")
     said = " ".join(output(call("settings", "--dsn", database)).split())
     assert "debounce_window 1 hour 30 minutes " in said
     assert "0 is off. Default: 5 minutes. " in said
-    assert said.count("Default: ") == 2
+    assert said.endswith("for the next person who looks. Default: none.")
+    assert said.count("Default: ") == 3
     data = json.loads(output(call("settings", "--json", "--dsn", database)))
     assert list(data) == list(NAMES)
     assert {name for name, one in data.items() if one["changed"]} == {
         "debounce_window",
         "batch_size",
+        "paused_reason",
     }
     assert data["batch_size"] == {
         "value": 100,
@@ -92,6 +101,13 @@ def test_what_is_not_as_at_first_is_marked(database: str, db: Connection[Any]) -
 )
 def test_the_value_of_one_is_printed_bare(database: str, name: str, value: str) -> None:
     assert output(call("settings", "get", name, "--dsn", database)) == f"{value}\n"
+
+
+def test_a_reason_cannot_play_tricks_on_the_terminal(database: str, db: Connection[Any]) -> None:
+    configure(db, paused_reason="a\x1b[2J\nrestore")
+    arguments = ("settings", "get", "paused_reason", "--dsn", database)
+    assert output(call(*arguments, **TERMINAL)) == "a?[2J?restore\n"
+    assert output(call(*arguments)) == "a\x1b[2J\nrestore\n", "a script has it as it is"
 
 
 def test_one_in_json_is_that_one(database: str) -> None:
@@ -157,9 +173,15 @@ WRONG: dict[tuple[str, ...], str] = {
     ("paused_reason=x",): "`pyscore pause --reason TEXT` and `pyscore resume` do it",
     ("batch_size", "many"): "batch_size must be a whole number, not 'many'",
     ("batch_size", "1.5"): "batch_size must be a whole number, not '1.5'",
-    ("batch_size", "99999999999"): "batch_size must be a whole number, not '99999999999'",
+    ("batch_size", "99999999999"): (
+        "batch_size must be between 1 and 10000; given: batch_size 99999999999; nothing was changed"
+    ),
+    ("batch_size", "-99999999999"): "batch_size must be between 1 and 10000; given: ",
+    ("backfill_per_second=99999999999",): "backfill_per_second must be between 1 and 1000000;",
     ("debounce_window", "soon"): "debounce_window must be a duration such as '5 minutes',",
-    ("debounce_window", "9999999999 years"): "debounce_window must be a duration such as",
+    ("debounce_window", "9999999999 years"): "debounce_window must be between 0 and 1 day;",
+    ("refresh_after", "200000000 years"): "refresh_after must be between 1 day and 365 days;",
+    ("retry_cap", "99999999999999999999 s"): "retry_cap must be between retry_base and 7 days;",
     ("batch_size", "0"): "batch_size must be between 1 and 10000; given: batch_size 0;",
     ("debounce_window", "-1 second"): (
         "debounce_window must be between 0 and 1 day; given: debounce_window -1 second;"
@@ -251,6 +273,15 @@ def test_pausing_again_keeps_the_reason_unless_a_new_one_is_given(
     assert pause("--reason", "an audit") == "paused: an audit (before: paused, a restore)"
     assert pause("--reason", " ") == "paused (before: paused, an audit)"
     assert (setting(db, "paused"), setting(db, "paused_reason")) == (True, None)
+
+
+def test_a_reason_of_bytes_that_are_no_text_is_a_usage_error(
+    database: str, db: Connection[Any]
+) -> None:
+    line = error_line(call("pause", "--reason", "a \udcff", "--dsn", database), 2)
+    assert "--reason" in line
+    assert "'a ?' holds bytes that are no text in this shell's locale" in line
+    assert setting(db, "paused") is False
 
 
 def test_resume_forgets_the_reason_and_may_be_said_twice(

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
+from pyscore.cli import looking
 from pyscore.cli.looking import Look, Lost
 from pyscore.cli.status import History
 from pyscore.drawing import sparkline
@@ -113,6 +114,15 @@ def test_it_shows_the_queue_the_backfill_and_what_fails(database: str, db: Conne
     ]
     assert 70 <= data["queue"][1]["oldest_due_age"] < 120
     assert (data["backfill"]["reason"], data["backfill"]["seen"]) == ("a new formula", 1)
+
+
+def test_what_is_piped_is_neither_folded_nor_filled_up(database: str, db: Connection[Any]) -> None:
+    reason = "a long story " * 20
+    configure(db, paused=True, paused_reason=reason)
+    for width in ("80", "0"):
+        lines = call("status", "--dsn", database, COLUMNS=width).stdout.splitlines()
+        assert f"paused        yes: {reason}".rstrip() in lines
+        assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_a_backfill_of_unknown_size_has_no_bar(database: str, db: Connection[Any]) -> None:
@@ -373,6 +383,43 @@ def test_a_first_look_that_fails_ends_watching(empty_database: str) -> None:
     arguments = ("--watch", "--looks", "2", "--interval", "0.1", "--dsn", empty_database)
     line = error_line(call("status", *arguments))
     assert "builder_score is not installed in this database" in line
+
+
+class Clock:
+    """Time as `looking` sees it: it passes while somebody looks or sleeps."""
+
+    def __init__(self, took: list[float]) -> None:
+        self.now = 0.0
+        self.took = took
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    def look(self, connection: object) -> Look:
+        self.now += self.took.pop(0)
+        return look(0, 0)
+
+
+def test_watching_slows_down_where_looking_takes_long(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock([0.5, 0.125, 8, 0])
+    monkeypatch.setattr(looking, "time", clock)
+    monkeypatch.setattr(looking, "look", clock.look)
+    assert len(list(looking.keep_looking(database, interval=1, looks=4))) == 4
+    assert clock.slept == [2, 1, 32]
+    said = " ".join(output(call("status", "--help")).split())
+    assert "four times as long as a look takes, where that is more" in said
+
+
+def test_no_number_is_no_interval(database: str) -> None:
+    arguments = ("status", "--watch", "--interval", "nan", "--dsn", database)
+    line = error_line(call(*arguments), 2)
+    assert "'--interval': 'nan' is not a number of seconds" in line
 
 
 @pytest.mark.parametrize("options", [("--looks", "3"), ("--interval", "2")])

@@ -21,6 +21,7 @@ from pyscore.cluster import PrivateCluster
 from tests.commands import call, error_line, output
 from tests.community import add_project, add_user, configure, drain, queue, score
 from tests.conftest import dsn
+from tests.hosts import create_application
 from tests.interleave import Sessions, until
 from tests.terminal import on_terminal
 
@@ -97,7 +98,7 @@ def test_a_wrong_score_ends_with_3_and_says_both_values_and_what_to_do(
     assert heading.split() == ["user", "id", "username", "stored", "computed", "ago", "standing"]
     assert row.split()[:4] == [str(people["ada"]), "ada", "99", "3"]
     assert row.split()[-1] == "wrong"
-    assert advice == "! 1 wrong: no trigger saw a change: pyscore verify --repair"
+    assert advice == "! 1 wrong: put right with: pyscore verify --repair"
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert score(db, people["ada"]) == 99, "it has only looked"
 
@@ -129,7 +130,23 @@ def test_a_dead_letter_whose_score_is_not_right_ends_with_3(
     add_dead_letter(db, people["grace"])
     falsify(db, people["ada"])
     assert counts(verify(database, exit_code=3)) == (4, 3, 0, 0, 1, 0)
-    assert "! 1 dead letter: pyscore dead-letter list" in call("verify", "--dsn", database).stdout
+    said = call("verify", "--dsn", database).stdout
+    assert said.startswith("checked 4: 3 right, 0 pending, 0 wrong, 1 dead letter, 0 failing\n")
+    assert said.endswith("! 1 dead letter: pyscore dead-letter list\n")
+    falsify(db, people["grace"])
+    said = call("verify", "--dsn", database).stdout
+    assert said.startswith("checked 4: 2 right, 0 pending, 0 wrong, 2 dead letters, 0 failing\n")
+    assert said.endswith("! 2 dead letters: pyscore dead-letter list\n")
+    messages = {one["message"] for one in verify(database, exit_code=3)["findings"]}
+    assert messages == {"22012: division by zero"}
+
+    # who is queued is no dead letter for long
+    db.execute("select builder_score.enqueue(%s)", [people["ada"]])
+    found = verify(database, exit_code=3)["findings"]
+    assert {(one["username"], one["standing"], one["message"]) for one in found} == {
+        ("ada", "pending", ""),
+        ("grace", "dead letter", "22012: division by zero"),
+    }
 
 
 def test_a_user_who_never_had_a_score_and_waits_for_none_is_wrong(
@@ -161,6 +178,16 @@ def test_a_user_for_whom_compute_raises_is_found_and_the_rest_is_checked(
     done = call("verify", "--dsn", database)
     assert "! grace fails with 22012: division by zero" in done.stdout
     assert "! 2 failing: " in done.stdout
+
+
+def test_what_is_piped_is_neither_cut_nor_filled_up(database: str, db: Connection[Any]) -> None:
+    name = "ada" * 50
+    user = add_user(db, name)
+    drain(db)
+    falsify(db, user)
+    lines = call("verify", "--dsn", database).stdout.splitlines()
+    assert lines[2].split()[:2] == [str(user), name]
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_names_cannot_play_tricks_on_the_terminal(database: str, db: Connection[Any]) -> None:
@@ -229,8 +256,13 @@ def test_a_sample_is_of_different_people(
     assert len({finding["user_id"] for finding in data["findings"]}) == checked
 
 
-def test_a_sample_of_nobody_is_a_usage_error() -> None:
-    assert "--sample" in error_line(call("verify", "--sample", "0"), 2)
+@pytest.mark.parametrize("sample", ["0", "9223372036854775808", "99999999999999999999999"])
+def test_a_sample_that_is_none_is_a_usage_error(sample: str) -> None:
+    assert "--sample" in error_line(call("verify", "--sample", sample), 2)
+
+
+def test_the_largest_sample_is_of_everyone(database: str, people: dict[str, UUID]) -> None:
+    assert counts(verify(database, "--sample", "9223372036854775807")) == (4, 4, 0, 0, 0, 0)
 
 
 def test_progress_is_drawn_on_a_terminal_and_gone_from_the_output(
@@ -241,6 +273,34 @@ def test_progress_is_drawn_on_a_terminal_and_gone_from_the_output(
         assert running.returncode == 0
     assert "verifying" in running.shown
     assert "4/4" in running.shown
+
+
+def test_what_a_float_column_can_hold_is_shown_and_repaired(
+    server: PrivateCluster, empty_database: str
+) -> None:
+    stored = {"ada": "NaN", "grace": "Infinity", "linus": "-Infinity", "mary": "-1", "eve": "5e7"}
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        create_application(db, score="double precision")
+        migrator.upgrade(empty_database)
+        for name, value in stored.items():
+            add_user(db, name, bio="ships")
+            drain(db)
+            db.execute("set session_replication_role = replica")
+            db.execute(
+                "update users set builder_score = %s::text::float8 where username = %s",
+                [value, name],
+            )
+            db.execute("reset session_replication_role")
+        db.execute("truncate builder_score.score_recalc_queue")
+        done = call("verify", "--dsn", empty_database)
+        rows = [line.split() for line in done.stdout.splitlines() if line.endswith("wrong")]
+        shown = {row[1]: row[2] for row in rows}
+        assert shown == {**stored, "eve": "50000000"}
+        assert counts(verify(empty_database, exit_code=3)) == (5, 0, 0, 5, 0, 0)
+        data = verify(empty_database, "--repair")
+        assert counts(data) == (5, 5, 0, 0, 0, 0)
+        assert {done["new"] for done in data["repairs"]} == {15}
+        assert db.execute("select distinct builder_score from users").fetchall() == [(15,)]
 
 
 # Where nothing can be written ---------------------------------------------------------------------

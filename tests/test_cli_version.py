@@ -4,13 +4,14 @@ import re
 from typing import Any
 from uuid import uuid4
 
+import click
 import psycopg
 import pytest
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 
-from pyscore import __version__, migrator
-from pyscore.cli import SECTIONS, cli
+from pyscore import __version__, migrator, schema
+from pyscore.cli.root import SECTIONS, cli
 from pyscore.cluster import PrivateCluster
 from tests.commands import call, error_line, output, pyscore
 from tests.community import add_user
@@ -33,6 +34,10 @@ def test_versions_of_the_package_and_of_the_schema(database: str) -> None:
     assert re.fullmatch(rf"schema {migrator.head()} \(host .*, database {name}, .*\)", schema)
     assert lines("--dsn", database, "--version") == [package, schema]
     assert lines("--version", DATABASE_URL=database) == [package, schema]
+
+
+def test_the_newest_revision_is_alembics() -> None:
+    assert schema.newest() == migrator.head()
 
 
 def test_a_database_without_our_schema(empty_database: str) -> None:
@@ -105,8 +110,8 @@ def test_both_win_over_the_environment(database: str, db: Connection[Any]) -> No
 
 def test_help_lists_every_command_once_in_its_section() -> None:
     said = output(call("--help"))
-    listed = [command.name for commands in SECTIONS.values() for command in commands]
-    assert sorted(cli.commands) == sorted(name or "" for name in listed)
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(cli.commands) == sorted(listed)
     at = [said.index(f"\n{section}:\n") for section in SECTIONS]
     assert at == sorted(at)
     for name in cli.commands:
@@ -129,6 +134,14 @@ def test_every_commands_help_fits_eighty_columns(name: str) -> None:
     assert max(map(len, said.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_the_list_says_what_the_commands_say_themselves(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+    assert cli.commands[name].short_help == command.get_short_help_str(80)
+
+
 # completion ---------------------------------------------------------------------------------------
 
 
@@ -145,6 +158,7 @@ def test_commands_and_options_complete() -> None:
         return [line.partition(",")[2] for line in said.splitlines()]
 
     assert complete("pyscore re", 1) == ["recompute", "resume"]
+    assert "--version" in complete("pyscore --", 1)
     assert complete("pyscore recompute --a", 2) == ["--all"]
 
 

@@ -118,7 +118,8 @@ def test_both_acts_by_pg_cron_and_what_is_kept(temporary: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "pyscore migrate"), (signal.SIGTERM, "Ines Marlow signs up")]
+    ("number", "moment"),
+    [(signal.SIGINT, "pyscore migrate"), (signal.SIGTERM, "Ines Marlow signs up")],
 )
 def test_a_stopped_run_leaves_nothing(temporary: Path, number: signal.Signals, moment: str) -> None:
     done = demo_runs.stop_at(temporary, moment, number)

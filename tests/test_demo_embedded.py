@@ -183,7 +183,8 @@ def test_a_whole_run_and_what_is_kept(temporary: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGTERM, "start a server"), (signal.SIGINT, "Ines Marlow signs up")]
+    ("number", "moment"),
+    [(signal.SIGTERM, "start a server"), (signal.SIGINT, "Ines Marlow signs up")],
 )
 def test_a_stopped_run_leaves_nothing(
     closed: Path, temporary: Path, number: signal.Signals, moment: str

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from typing import Any
+
 import pytest
 from rich.console import Console
 
@@ -14,6 +17,24 @@ from pyscore import drawing
 )
 def test_a_bar_shows_a_share_and_all_that_is_not_nothing(value: int, drawn: str) -> None:
     assert drawing.bar(value, 100, 4, full="#") == drawn
+
+
+@pytest.mark.parametrize(
+    ("value", "drawn"),
+    [
+        (float("nan"), "    "),
+        (Decimal("NaN"), "    "),
+        (float("inf"), "####"),
+        (Decimal("Infinity"), "####"),
+        pytest.param(10**400, "####", id="huge"),
+        (1e300, "####"),
+        (-1, "    "),
+        (float("-inf"), "    "),
+    ],
+)
+def test_a_bar_is_never_longer_than_it_may_be(value: Any, drawn: str) -> None:
+    assert drawing.bar(value, 100, 4, full="#") == drawn
+    assert drawing.bar(value, 100, 0, full="#") == ""
 
 
 def test_a_bar_of_a_signal_that_is_off_is_empty() -> None:

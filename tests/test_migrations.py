@@ -343,7 +343,7 @@ def test_some_of_the_tables_are_an_error_that_names_the_others(
         create_application(db, tables=tables)
     before = dump(server, empty_database)
     line = error_line(call("migrate", "--dsn", empty_database))
-    assert f"missing {missing};" in line
+    assert f"missing {missing}. Expected all of" in line
     assert dump(server, empty_database) == before
 
 
@@ -436,6 +436,135 @@ def test_a_foreign_schema_of_our_name_is_an_error(
     assert dump(server, empty_database) == before
 
 
+# Where the application's tables are ---------------------------------------------------------------
+
+
+def test_a_host_schema_that_is_not_there_is_named(
+    server: PrivateCluster, empty_database: str
+) -> None:
+    before = dump(server, empty_database)
+    line = error_line(call("migrate", "--host-schema", "nope", "--dsn", empty_database))
+    assert 'there is no schema "nope" in this database; expected the one that holds users' in line
+    assert dump(server, empty_database) == before
+
+
+def test_another_host_schema_than_the_one_installed_for_is_refused(
+    server: PrivateCluster, empty_database: str
+) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        db.execute('create schema "My App"; create schema other')
+    in_my_app = ("migrate", "--dsn", empty_database, "--host-schema", "My App")
+    output(call(*in_my_app))
+    before = dump(server, empty_database)
+    line = error_line(call("migrate", "--dsn", empty_database, "--host-schema", "other"))
+    assert 'installed for the application\'s tables in schema "My App", not "other"' in line
+    assert dump(server, empty_database) == before
+    output(call(*in_my_app))
+    output(call("migrate", "--dsn", empty_database))
+    assert dump(server, empty_database) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--lock-wait", "nan", "'nan' is not a number of seconds"),
+        ("--lock-wait", "-1", "-1.0 is not in the range"),
+        ("--host-schema", "a\udcff", "'a?' holds bytes that are no text in this shell's locale"),
+    ],
+)
+def test_an_option_that_can_mean_nothing_is_a_usage_error(
+    server: PrivateCluster, empty_database: str, option: str, value: str, complaint: str
+) -> None:
+    before = dump(server, empty_database)
+    line = error_line(call("migrate", option, value, "--dsn", empty_database), 2)
+    assert f"Invalid value for '{option}': {complaint}" in line
+    assert dump(server, empty_database) == before
+
+
+def test_waiting_for_ever_is_possible(empty_database: str) -> None:
+    output(call("migrate", "--lock-wait", "inf", "--dsn", empty_database))
+
+
+# Encodings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_the_databases_encoding_may_be_another(server: PrivateCluster, encoding: str) -> None:
+    name = f"encoded_{uuid.uuid4().hex[:12]}"
+    server.psql("-c", f"create database {name} encoding '{encoding}' locale 'C' template template0")
+    try:
+        address = dsn(server, name)
+        output(call("migrate", "--dsn", address))
+        with psycopg.connect(address, autocommit=True, client_encoding="utf8") as db:
+            db.execute(
+                "insert into users (username, email, bio) values ('andré', 'a@example.org', 'x')"
+            )
+            db.execute("call builder_score.drain()")
+            assert row(db, "select builder_score from users") == (3,)
+            assert "andré" in output(call("explain", "andré", "--dsn", address))
+            assert output(call("verify", "--dsn", address)).startswith("checked 1: 1 right, ")
+            output(call("uninstall", "--yes", "--dsn", address))
+            assert row(db, "select to_regnamespace('builder_score') is null") == (True,)
+    finally:
+        server.psql("-c", f"drop database {name}")
+
+
+# Locks that others hold ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("uninstall", "--yes")])
+def test_who_holds_the_tables_is_named_when_time_is_up(
+    empty_database: str, command: tuple[str, ...]
+) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        application(db)
+        db.execute("create table articles ()")
+    if "uninstall" in command:
+        migrator.upgrade(empty_database)
+    arguments = (*command, "--lock-wait", "0", "--dsn", empty_database)
+    with (
+        psycopg.connect(empty_database, application_name="a report") as holder,
+        psycopg.connect(empty_database) as bystander,
+    ):
+        holder.execute("select from users")
+        bystander.execute("select from articles")
+        line = error_line(call(*arguments))
+        since = row(
+            holder,
+            "select to_char(xact_start, 'YYYY-MM-DD HH24:MI:SS TZ') from pg_stat_activity"
+            " where pid = pg_backend_pid()",
+        )[0]
+        assert line == (
+            "pyscore: the tables could not be locked within 0 s; held now by "
+            f"pid {holder.info.backend_pid} (a report, role postgres, "
+            f"in a transaction since {since}); wait until they let go, or end them with "
+            "SELECT pg_terminate_backend(pid); then run the same command again"
+        )
+        holder.rollback()
+        output(call(*arguments))
+
+
+def test_a_prepared_transaction_that_holds_the_tables_is_named(empty_database: str) -> None:
+    with psycopg.connect(empty_database, autocommit=True) as db:
+        application(db)
+        db.execute("begin; lock table users in share mode; prepare transaction 'left behind'")
+        try:
+            line = error_line(call("migrate", "--lock-wait", "0", "--dsn", empty_database))
+        finally:
+            db.execute("rollback prepared 'left behind'")
+    assert "held now by a prepared transaction (see pg_prepared_xacts); " in line
+
+
+def test_another_migration_that_still_runs_is_named(empty_database: str) -> None:
+    with psycopg.connect(empty_database, application_name="pyscore") as other:
+        other.execute("select pg_advisory_lock(1651271539, 1)")
+        line = error_line(call("migrate", "--lock-wait", "0", "--dsn", empty_database))
+        assert (
+            "another migration of this database is still running: "
+            f"pid {other.info.backend_pid} (pyscore, role postgres, in a transaction since "
+        ) in line
+
+
 # Few privileges -----------------------------------------------------------------------------------
 
 
@@ -491,7 +620,10 @@ def test_a_role_that_may_create_nothing_is_told_so(
     database = str(conninfo_to_dict(empty_database)["dbname"])
     before = dump(server, empty_database)
     line = error_line(call("migrate", "--dsn", dsn(server, database, user=role)))
-    assert f"permission denied for database {database}" in line
+    assert line.startswith(
+        f"pyscore: permission denied for database {database}; expected a role that may create "
+        "schemas in this database and owns the application's tables, or a superuser"
+    )
     assert dump(server, empty_database) == before
 
 
@@ -505,7 +637,29 @@ def test_a_role_that_does_not_own_the_hosts_tables_is_told_so(
         line = error_line(call("migrate", "--dsn", dsn(server, database, user=role)))
         assert "owner of" in line
         assert "users" in line
+        assert line.endswith("Migrate as the role that owns the tables, or as a superuser")
         assert dump(server, superusers_address) == before
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("uninstall", "--yes")])
+@pytest.mark.parametrize("operates", [True, False])
+def test_only_the_role_that_installed_may_migrate_and_uninstall(
+    server: PrivateCluster, role: str, database: str, operates: bool, command: tuple[str, ...]
+) -> None:
+    if operates:
+        server.psql("-c", f"grant builder_score_operator to {role}")
+    before = dump(server, database)
+    name = str(conninfo_to_dict(database)["dbname"])
+    done = call(*command, "--dsn", dsn(server, name, user=role))
+    if operates and command == ("migrate",):
+        assert "at revision" in output(done), "there is nothing to do"
+    else:
+        line = error_line(done)
+        assert line.startswith("pyscore: permission denied for ")
+        assert line.endswith(
+            "; expected role postgres, which ran `pyscore migrate`, or a superuser"
+        )
+    assert dump(server, database) == before
 
 
 # Interrupted --------------------------------------------------------------------------------------

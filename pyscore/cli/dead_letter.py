@@ -9,12 +9,13 @@ import click
 from psycopg import Connection
 from psycopg.errors import UndefinedTable
 from psycopg.rows import DictRow
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyscore.cli.console import console
+from pyscore.cli.kinds import PlainText
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
-from pyscore.cli.wording import duration, number, printable, some
+from pyscore.cli.wording import counted, duration, number, printable, some
 from pyscore.errors import PyscoreError, UnknownUserError
 
 # "age" columns: by the server's clock, which wrote the moments
@@ -51,7 +52,7 @@ _PENDING = """
 
 _AGES = ("first_age", "last_age")
 
-users_argument = click.argument("users", nargs=-1, metavar="USER...")
+users_argument = click.argument("users", nargs=-1, type=PlainText(), metavar="USER...")
 all_option = click.option("--all", "everyone", is_flag=True, help="All dead letters.")
 
 
@@ -75,26 +76,25 @@ def list_letters(dsn: str | None, as_json: bool) -> None:
     if as_json:
         print_json([_as_data(letter) for letter in letters])
         return
-    console = Console(highlight=False)
+    out = console()
     if not letters:
-        console.print("no dead letters")
+        out.print("no dead letters")
         return
-    width = console.width if console.is_terminal else 80
     for letter in letters:
         name, user_id = printable(letter["username"] or ""), printable(letter["user_id"])
         ages = f"{duration(letter['first_age'])} to {duration(letter['last_age'])} ago"
-        console.print(
+        out.print(
             f"{name}{'  ' if name else ''}{user_id}  {letter['attempts']} attempts, {ages}",
             markup=False,
             soft_wrap=True,
         )
         message = Text(f"  {letter['sqlstate']} {_one_line(letter['message'])}")
-        message.truncate(width, overflow="crop" if console.options.ascii_only else "ellipsis")
-        console.print(message, soft_wrap=True)
+        message.truncate(out.width, overflow="crop" if out.options.ascii_only else "ellipsis")
+        out.print(message, soft_wrap=True)
 
 
 @dead_letter.command()
-@click.argument("user")
+@click.argument("user", type=PlainText())
 @dsn_option
 @json_option
 def show(user: str, dsn: str | None, as_json: bool) -> None:
@@ -135,7 +135,9 @@ def retry(users: tuple[str, ...], everyone: bool, dsn: str | None, as_json: bool
     if as_json:
         print_json({"retried": row["count"]})
         return
-    click.echo(f"{_count(row['count'])} queued to be tried again, past the debounce")
+    click.echo(
+        f"{counted(row['count'], 'dead letter')} queued to be tried again, past the debounce"
+    )
     if row["count"] and row["paused"]:
         click.echo("computing scores is paused: pyscore resume")
     elif row["count"] and row["scheduler"] == "none":
@@ -145,48 +147,53 @@ def retry(users: tuple[str, ...], everyone: bool, dsn: str | None, as_json: bool
 @dead_letter.command()
 @users_argument
 @all_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="With --all: do not ask.")
 @dsn_option
 @json_option
 def discard(
     users: tuple[str, ...], everyone: bool, yes: bool, dsn: str | None, as_json: bool
 ) -> None:
-    """Forget dead letters.
+    """Forget dead letters; --all asks first.
 
     The stored scores stay as they are until the users' next event; `pyscore verify` then calls
     those that are not right wrong.
     """
     _require_either(users, everyone)
     with installed(dsn) as connection:
-        ids = None if everyone else _find(connection, users, "nothing was discarded")
-        if everyone and not yes:
-            _confirm(connection)
+        if everyone:
+            # those of this moment: what fails while the question waits is not in the answer
+            ids = _all_ids(connection)
+            if ids and not yes:
+                _confirm(len(ids))
+        else:
+            ids = _find(connection, users, "nothing was discarded")
         discarded = connection.execute(
             "delete from builder_score.score_dead_letter as d"
-            " where %(ids)s::text[] is null"
-            " or d.user_id = any(%(ids)s::text[]::builder_score.user_id[])",
-            {"ids": ids},
+            " where d.user_id = any(%s::text[]::builder_score.user_id[])",
+            [ids],
         ).rowcount
     if as_json:
         print_json({"discarded": discarded})
         return
-    click.echo(f"{_count(discarded)} discarded")
+    click.echo(f"{counted(discarded, 'dead letter')} discarded")
     if discarded:
         click.echo("the stored scores stay as they are until the users' next event")
 
 
-def _confirm(connection: Connection[DictRow]) -> None:
-    row = connection.execute(
-        "select count(*) as letters from builder_score.score_dead_letter"
-    ).fetchone()
-    assert row is not None
-    if row["letters"]:
-        click.confirm(
-            f"Discard {_count(row['letters'])}? The stored scores stay as they are until the "
-            "users' next event.",
-            abort=True,
-            err=True,
-        )
+def _all_ids(connection: Connection[DictRow]) -> list[str]:
+    rows = connection.execute(
+        "select d.user_id::text as user_id from builder_score.score_dead_letter as d"
+    ).fetchall()
+    return [row["user_id"] for row in rows]
+
+
+def _confirm(count: int) -> None:
+    click.confirm(
+        f"Discard {counted(count, 'dead letter')}? The stored scores stay as they are until the "
+        "users' next event.",
+        abort=True,
+        err=True,
+    )
 
 
 def _require_either(users: Sequence[str], everyone: bool) -> None:
@@ -261,10 +268,10 @@ def _print_letter(letter: dict[str, Any], pending: list[dict[str, Any]]) -> None
     }
     for label, value in rows.items():
         facts.add_row(label, Text(value))
-    console = Console(highlight=False)
-    console.print(facts)
+    out = console()
+    out.print(facts)
     for line in _what_to_do(letter, pending):
-        console.print(line, markup=False, soft_wrap=True)
+        out.print(line, markup=False, soft_wrap=True)
 
 
 def _pending(row: dict[str, Any]) -> str:
@@ -286,7 +293,3 @@ def _what_to_do(letter: dict[str, Any], pending: list[dict[str, Any]]) -> list[s
 
 def _one_line(message: str) -> str:
     return printable(" ".join(message.split()))
-
-
-def _count(letters: int) -> str:
-    return f"{letters:,} dead letter{'' if letters == 1 else 's'}"

@@ -10,9 +10,9 @@ import click
 import psycopg
 from psycopg import Connection
 from psycopg.rows import DictRow
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pyscore.cli.console import console
 from pyscore.cli.options import installed, print_json
 from pyscore.cli.problems import obstacles
 from pyscore.cli.wording import counted, duration
@@ -130,7 +130,8 @@ def follow(connection: Connection[DictRow], row_id: int, show: Show) -> DictRow:
         if bound is not None and look["waiting"] == 0:
             return look
         for obstacle in obstacles(look, unheard=timedelta(seconds=asked - began)):
-            raise PyscoreError(f"not waiting: {obstacle}; everyone stays enqueued", exit_code=3)
+            reason = str(obstacle).rstrip(";")
+            raise PyscoreError(f"not waiting: {reason}; everyone stays enqueued", exit_code=3)
         show(look, _phase(look, taken, bound))
         # looking at a long queue takes a while: not more than a fifth of the time
         time.sleep(min(max(0.2, 4 * (time.monotonic() - asked)), 10))
@@ -162,9 +163,9 @@ def _phase(look: DictRow, taken: bool, bound: int | None) -> Phase:
 @contextmanager
 def _display(before: DictRow, as_json: bool) -> Generator[Show]:
     """Show progress: a bar on a terminal, else a line for each phase, nothing beside JSON."""
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     said: set[str] = set()
-    if not console.is_terminal:
+    if not screen.is_terminal:
 
         def say(look: DictRow, phase: Phase) -> None:
             if phase.name not in said and not as_json:
@@ -179,7 +180,7 @@ def _display(before: DictRow, as_json: bool) -> Generator[Show]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=screen, transient=True) as progress:
         task = progress.add_task("", total=None)
 
         def draw(look: DictRow, phase: Phase) -> None:

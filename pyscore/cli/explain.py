@@ -8,11 +8,11 @@ from typing import Any
 import click
 from psycopg import Connection, IsolationLevel
 from psycopg.rows import DictRow
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pyscore import drawing
+from pyscore.cli.console import console
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
 from pyscore.cli.users import find_users
 from pyscore.cli.wording import counted, duration, number, printable
@@ -58,8 +58,9 @@ PRIORITIES = {0: "high priority", 10: "medium priority", 20: "low priority"}
 def explain(user: str, dsn: str | None, as_json: bool) -> None:
     """Show why a score is what it is.
 
-    USER is an id or a username. Shows the five signals and what each is worth now, when the score
-    was computed, and what is queued that will compute it again.
+    USER is an id or a username; what is an id of somebody's is never taken for a username. Shows
+    the five signals and what each is worth now, when the score was computed, and what is queued
+    that will compute it again. Ids are text in JSON, whatever their type.
     """
     with installed(dsn) as connection:
         result = look(connection, user)
@@ -103,27 +104,27 @@ def _as_dict(tier: Tier) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    screen = console()
     name = printable(result["username"] or result["user_id"])
-    console.print(f"{name}: {_headline(result)}", markup=False, style="bold")
-    console.print()
-    console.print(
+    screen.print(f"{name}: {_headline(result)}", markup=False, style="bold")
+    screen.print()
+    screen.print(
         drawing.explanation(
             [
                 (row["signal"], row["raw"], row["points"], row["max_points"])
                 for row in result["signals"]
             ],
-            ascii_only=console.options.ascii_only,
+            ascii_only=screen.options.ascii_only,
             total=float(result["points"]),
         )
     )
-    console.print()
+    screen.print()
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     for label, text in _facts(result):
         facts.add_row(label, Text(text))
-    console.print(facts)
+    screen.print(facts)
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -156,7 +157,10 @@ def _computed(result: dict[str, Any], now: datetime) -> str:
         return "never"
     said = f"{duration(now - at)} ago, {at:%Y-%m-%d %H:%M:%S %Z}"
     before = result["previous_score"]
-    return said if before is None else f"{said}; before that it was {number(before)}"
+    if before is None:
+        return said
+    # many a recomputation since then may have changed nothing
+    return f"{said}; before its last change it was {number(before)}"
 
 
 def _why_not_yet(result: dict[str, Any]) -> str:

@@ -77,7 +77,8 @@ def keep_looking(dsn: str | None, *, interval: float, looks: int | None) -> Gene
 
     Args:
         dsn: As for `pyscore.address.resolve`.
-        interval: Seconds between two looks.
+        interval: Seconds between two looks, unless looking takes more than a fourth of that: a long
+            queue takes a while to count, and looking at it is not to be what keeps the server busy.
         looks: After how many to stop; None: never.
 
     Raises:
@@ -86,10 +87,12 @@ def keep_looking(dsn: str | None, *, interval: float, looks: int | None) -> Gene
     """
     numbers: Iterable[int] = itertools.count(1) if looks is None else range(1, looks + 1)
     connection: Connection[DictRow] | None = None
+    took = 0.0
     with ExitStack() as stack:
         for number in numbers:
             if number > 1:
-                time.sleep(interval)
+                time.sleep(max(interval, 4 * took))
+            began = time.monotonic()
             try:
                 if connection is None:
                     connection = stack.enter_context(installed(dsn))
@@ -101,6 +104,7 @@ def keep_looking(dsn: str | None, *, interval: float, looks: int | None) -> Gene
                 connection = None
                 with suppress(psycopg.Error):
                     stack.close()
+            took = time.monotonic() - began
             yield seen
 
 

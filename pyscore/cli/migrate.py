@@ -6,6 +6,7 @@ import sys
 import click
 
 from pyscore import address, migrator
+from pyscore.cli.kinds import PlainText, Seconds
 from pyscore.cli.options import dsn_option
 
 sql_option = click.option(
@@ -13,7 +14,7 @@ sql_option = click.option(
 )
 lock_wait_option = click.option(
     "--lock-wait",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=600.0,
     show_default=True,
     metavar="SECONDS",
@@ -35,6 +36,7 @@ def _say_steps() -> None:
 @lock_wait_option
 @click.option(
     "--host-schema",
+    type=PlainText(),
     metavar="SCHEMA",
     help="Where users, projects and project_collaborators are; said once. [default: public]",
 )

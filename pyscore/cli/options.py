@@ -11,8 +11,8 @@ import click
 import psycopg
 from psycopg.rows import DictRow, dict_row
 
-from pyscore import address, migrator
-from pyscore.errors import PyscoreError
+from pyscore import address, schema
+from pyscore.errors import PyscoreError, from_database
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,11 +37,12 @@ def installed(dsn: str | None) -> Generator[psycopg.Connection[DictRow]]:
         dsn: As for `pyscore.address.resolve`.
 
     Raises:
-        PyscoreError: It cannot be reached, or the schema is missing or of another version.
+        PyscoreError: It cannot be reached, or the schema is missing, of another version or closed
+            to this role.
     """
     conninfo = address.resolve(dsn)
-    with address.connect(conninfo) as connection:
-        revision, head = migrator.database_revision(connection), migrator.head()
+    with address.connect(conninfo, pinned=True) as connection:
+        revision, head = _revision(connection), schema.newest()
         if revision is None:
             raise PyscoreError(
                 f"builder_score is not installed in this database ({address.describe(conninfo)}); "
@@ -65,20 +66,55 @@ def installed(dsn: str | None) -> Generator[psycopg.Connection[DictRow]]:
         yield connection
 
 
+def _revision(connection: psycopg.Connection[Any]) -> str | None:
+    try:
+        return schema.installed_revision(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise from_database(error, operator_grant(connection)) from None
+
+
+def operator_grant(connection: psycopg.Connection[Any]) -> str:
+    """Say what lets the role of this connection look, recompute, pause and retry.
+
+    Args:
+        connection: On which the role was denied something of ours.
+    """
+    row = connection.execute(
+        "select quote_ident(current_user) where to_regrole('builder_score_operator') is not null"
+    ).fetchone()
+    if row is None:  # whoever installed us could not create roles
+        return "connect as the role that installed builder_score"
+    return f"a DBA may allow it: GRANT builder_score_operator TO {row[0]}"
+
+
 def print_json(data: Any) -> None:
-    """Print data as JSON; numbers stay numbers, moments are ISO 8601, durations are seconds."""
-    click.echo(json.dumps(data, default=_plain, indent=2))
+    """Print data as JSON, in the way of PostgreSQL's to_json.
+
+    Numbers stay numbers, but what JSON has no number for is the text NaN, Infinity or -Infinity;
+    moments are ISO 8601. Durations are seconds.
+    """
+    click.echo(json.dumps(_plain(data), indent=2, allow_nan=False))
 
 
 def json_line(data: Any) -> str:
     """Write data as `print_json` does, on one line."""
-    return json.dumps(data, default=_plain)
+    return json.dumps(_plain(data), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
     match value:
+        case None | bool() | int() | str():
+            return value
+        case dict():
+            return {key: _plain(one) for key, one in cast(dict[Any, Any], value).items()}
+        case list() | tuple():
+            return [_plain(one) for one in cast(list[Any], value)]
+        case Decimal() | float() if not Decimal(value).is_finite():
+            return str(Decimal(value))
         case Decimal():
             return int(value) if value == value.to_integral_value() else float(value)
+        case float():
+            return value
         case datetime():
             return value.isoformat()
         case timedelta():

@@ -8,6 +8,7 @@ import click
 from psycopg import Connection
 from psycopg.rows import DictRow
 
+from pyscore.cli.kinds import PlainText
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
 from pyscore.cli.wording import printable
 
@@ -22,7 +23,9 @@ _WHO_GOES_ON = {
 
 
 @click.command()
-@click.option("--reason", metavar="TEXT", help="Why, for the next person who looks.")
+@click.option(
+    "--reason", type=PlainText(), metavar="TEXT", help="Why, for the next person who looks."
+)
 @dsn_option
 @json_option
 def pause(reason: str | None, dsn: str | None, as_json: bool) -> None:

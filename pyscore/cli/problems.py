@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from pyscore.cli.looking import Look
-from pyscore.cli.wording import duration, printable
+from pyscore.cli.wording import counted, duration, printable
 
 STALE = timedelta(minutes=2)
 """A resident worker beats every few seconds, and a pg_cron job starts every minute."""
@@ -84,9 +84,8 @@ def find_problems(look: Look) -> list[Problem]:
             )
         )
     if health["dead_letters"]:
-        count = health["dead_letters"]
         problems.append(
-            Problem(f"{count:,} dead letter{'' if count == 1 else 's'}", "pyscore dead-letter list")
+            Problem(counted(health["dead_letters"], "dead letter"), "pyscore dead-letter list")
         )
     return problems
 

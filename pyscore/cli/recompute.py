@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pyscore import drawing
+from pyscore.cli.console import console
 from pyscore.cli.everyone import recompute_everyone
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
 from pyscore.cli.users import NamedUser, find_users
@@ -20,11 +21,20 @@ from pyscore.cli.wording import number, printable, some
 from pyscore.errors import PyscoreError, from_database
 
 
+class _Lines(click.File):
+    """A file of text; standard input may be closed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-" and sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.fail("standard input is closed: expected one id or username a line", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.argument("users", nargs=-1, metavar="[USER]...")
 @click.option(
     "--file",
-    type=click.File(encoding="utf-8-sig", lazy=False),
+    type=_Lines(encoding="utf-8-sig", lazy=False),
     metavar="PATH",
     help="Read users from a file, one id or username a line; - is standard input.",
 )
@@ -42,9 +52,10 @@ def recompute(
 ) -> None:
     """Compute scores now, past the debounce.
 
-    USER is an id or a username. Named users are computed here and now, each in a transaction of
-    its own, and not at all when one of them does not exist. With --all one row is put into the
-    queue, and the worker computes everyone at low priority.
+    USER is an id or a username; what is an id of somebody's is never taken for a username. Named
+    users are computed here and now, each in a transaction of its own, and not at all when one of
+    them does not exist. With --all one row is put into the queue, and the worker computes everyone
+    at low priority. Ids of users are text in JSON, whatever their type.
     """
     if everyone:
         if users or file:
@@ -65,25 +76,32 @@ def recompute(
 
 def _read(file: TextIO) -> list[str]:
     try:
-        return [name for line in file if (name := line.strip())]
+        lines = [line.strip() for line in file]
     except UnicodeDecodeError:
         raise click.UsageError(
             f"{file.name} is not UTF-8 text: expected one id or username a line"
         ) from None
+    for place, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise click.UsageError(
+                f"{file.name} holds a NUL in line {place}: expected one id or username a line"
+            )
+    return [line for line in lines if line]
 
 
 def _recompute_named(names: Sequence[str], dsn: str | None, as_json: bool) -> None:
     results: list[dict[str, Any]] = []
+    screen = console()
     with installed(dsn) as connection:
         found = find_users(connection, names, otherwise="nothing was recomputed")
         explained = as_json or len(found) == 1
         try:
-            with _with_progress(found) as users:
+            with _with_progress(found, screen) as users:
                 for user in users:
                     result = _recompute_or_error(connection, user, explained=explained)
                     results.append(result)
                     if not as_json and "error" not in result:
-                        _print(result)
+                        _print(result, screen)
         except (KeyboardInterrupt, psycopg.Error) as error:
             reason = from_database(error) if isinstance(error, psycopg.Error) else "interrupted"
             raise PyscoreError(
@@ -94,25 +112,34 @@ def _recompute_named(names: Sequence[str], dsn: str | None, as_json: bool) -> No
                 print_json(results)
     failed = [result for result in results if "error" in result]
     if failed:
-        rest = f"; the other {len(found) - len(failed)} were recomputed" if len(found) > 1 else ""
+        rest = _said_of_the_others(len(found) - len(failed)) if len(found) > 1 else ""
         reasons = [f"{printable(result['user'])} ({result['error']})" for result in failed]
         raise PyscoreError(f"could not recompute {some(reasons)}{rest}")
 
 
+def _said_of_the_others(count: int) -> str:
+    if count == 0:
+        return "; nobody was recomputed"
+    return (
+        "; the other one was recomputed" if count == 1 else f"; the other {count} were recomputed"
+    )
+
+
 @contextmanager
-def _with_progress(users: Sequence[NamedUser]) -> Generator[Iterable[NamedUser]]:
-    """Give users to go through, with a bar on a terminal when they are many."""
+def _with_progress(users: Sequence[NamedUser], screen: Console) -> Generator[Iterable[NamedUser]]:
+    """Give users to go through, with a bar on a terminal when they are many.
+
+    What is printed on ``screen`` meanwhile stays above the bar.
+    """
     if len(users) < 2:
         yield users
         return
-    # beside what is printed: on the same terminal above the bar, or else on another stream
-    to_terminal = sys.stdout.isatty()
-    console = Console(stderr=not to_terminal)
+    beside = screen if screen.is_terminal else console(stderr=True)
     with Progress(
-        console=console,
+        console=beside,
         transient=True,
-        disable=not console.is_terminal,
-        redirect_stdout=to_terminal,
+        disable=not beside.is_terminal,
+        redirect_stdout=False,
         redirect_stderr=False,
     ) as progress:
         yield progress.track(users, description="recomputing")
@@ -167,13 +194,12 @@ def recompute_one(
     return result
 
 
-def _print(result: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+def _print(result: dict[str, Any], screen: Console) -> None:
     scores = f"{number(result['old_score'])} -> {number(result['new_score'])}"
-    click.echo(f"{printable(result['user'])}: {scores}")
+    screen.print(f"{printable(result['user'])}: {scores}", markup=False, soft_wrap=True)
     if "signals" in result:
         signals = [
             (row["signal"], row["raw"], row["points"], row["max_points"])
             for row in result["signals"]
         ]
-        console.print(drawing.explanation(signals, ascii_only=console.options.ascii_only))
+        screen.print(drawing.explanation(signals, ascii_only=screen.options.ascii_only))

@@ -12,10 +12,10 @@ import psycopg
 from click.shell_completion import CompletionItem
 from psycopg import Connection, sql
 from psycopg.rows import DictRow
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pyscore.cli.console import console
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
 from pyscore.cli.wording import printable
 from pyscore.errors import BadArgumentError, PyscoreError
@@ -54,6 +54,13 @@ _COLUMNS = """
       and a.attnum > 0 and not a.attisdropped and a.attname <> 'one_row'
     order by a.attnum
 """
+
+_TOO_LARGE = (
+    psycopg.errors.NumericValueOutOfRange,
+    psycopg.errors.DatetimeFieldOverflow,
+    psycopg.errors.IntervalFieldOverflow,
+)
+"""What the server says of a value that its type, too, has no room for."""
 
 _UNITS = (("day", 86_400_000_000), ("hour", 3_600_000_000), ("minute", 60_000_000))
 
@@ -159,9 +166,11 @@ def _get(name: str | None, dsn: str | None, as_json: bool) -> None:
         data = {setting.name: setting.as_data() for setting in found.values()}
         print_json(data if name is None else data[name])
     elif name is not None:
-        click.echo(_text(found[name].value))
+        text = _text(found[name].value)
+        # for a script as it is (click would strip it); to a terminal it could be an instruction
+        click.echo(printable(text) if console().is_terminal else text, color=True)
     else:
-        Console(highlight=False).print(_table(list(found.values())))
+        console().print(_table(list(found.values())))
 
 
 def _pairs(changes: Sequence[str]) -> dict[str, str]:
@@ -230,11 +239,27 @@ def _check_type(connection: Connection[DictRow], setting: Setting, text: str) ->
     """
     try:
         connection.execute(_cast(setting), [text])
+    except _TOO_LARGE:
+        raise _out_of_range(_expectation(connection, setting), f"{setting.name} {text}") from None
     except (psycopg.DataError, UnicodeEncodeError):
         raise BadArgumentError(
             f"{setting.name} must be {_EXPECTED.get(setting.type, setting.type)}, "
             f"not {printable(text)!r}; nothing was changed"
         ) from None
+
+
+def _expectation(connection: Connection[DictRow], setting: Setting) -> str:
+    """Give what the server expects of a setting, which is the name of the constraint on it."""
+    row = connection.execute(
+        "select conname from pg_constraint where conrelid = 'builder_score.settings'::regclass"
+        " and contype = 'c' and starts_with(conname, %s)",
+        [f"{setting.name} must be "],
+    ).fetchone()
+    return row["conname"] if row else f"{setting.name} is out of range"
+
+
+def _out_of_range(expected: str, given: str) -> BadArgumentError:
+    return BadArgumentError(f"{expected}; given: {printable(given)}; nothing was changed")
 
 
 def _cast(setting: Setting) -> sql.Composed:
@@ -259,8 +284,8 @@ def _write(
     except psycopg.errors.CheckViolation as error:
         expected = error.diag.constraint_name or str(error)
         concerned = [name for name in wanted if name in expected]
-        given = ", ".join(f"{name} {printable(wanted[name])}" for name in concerned or wanted)
-        raise BadArgumentError(f"{expected}; given: {given}; nothing was changed") from None
+        given = ", ".join(f"{name} {wanted[name]}" for name in concerned or wanted)
+        raise _out_of_range(expected, given) from None
     except psycopg.errors.InsufficientPrivilege as error:
         raise PyscoreError(
             f"{error.diag.message_primary}: settings are changed by the role that ran "
@@ -276,7 +301,7 @@ def _table(found: Sequence[Setting]) -> Table:
     for setting in found:
         meaning = setting.meaning
         if setting.value != setting.default:
-            meaning += f" Default: {_text(setting.default)}."
+            meaning += f" Default: {_text(setting.default) or 'none'}."
         changed = "" if setting.value == setting.default else "bold"
         table.add_row(
             setting.name, Text(printable(_text(setting.value)), style=changed), Text(meaning)

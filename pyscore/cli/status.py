@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from pyscore import drawing
+from pyscore.cli.console import console
+from pyscore.cli.kinds import Seconds
 from pyscore.cli.looking import Look, Lost, keep_looking, look
 from pyscore.cli.options import dsn_option, installed, json_line, json_option, print_json
 from pyscore.cli.picture import draw_facts, problem_line, verdict
@@ -31,9 +33,10 @@ REMEMBERED = 60
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1, max=3600),
+    type=Seconds(min=0.1, max=3600),
     metavar="SECONDS",
-    help="Time between two looks, for --watch.  [default: 1]",
+    help="Time between two looks, for --watch; four times as long as a look takes, where that is "
+    "more.  [default: 1]",
 )
 @click.option(
     "--looks", type=click.IntRange(min=1), metavar="N", help="Stop --watch after N looks."
@@ -56,10 +59,10 @@ def status(
         if as_json:
             print_json(_as_data(seen, problems))
         else:
-            console = Console(highlight=False)
-            console.print(draw_facts(seen, ascii_only=console.options.ascii_only))
+            out = console()
+            out.print(draw_facts(seen, ascii_only=out.options.ascii_only))
             for line in verdict(problems):
-                console.print(line, soft_wrap=True)
+                out.print(line, soft_wrap=True)
         sys.exit(3 if problems else 0)
     try:
         with closing(keep_looking(dsn, interval=interval or 1.0, looks=looks)) as seen_in_turn:
@@ -107,10 +110,10 @@ def _rate(before: Look | None, now: Look) -> float | None:
 
 def _watch(seen_in_turn: Generator[Look | Lost], *, as_json: bool) -> Look | Lost:
     """Show each look as it comes; give the last one."""
-    console = Console(highlight=False)
+    out = console()
     history = History()
     seen: Look | Lost = Lost("no look was taken")
-    if as_json or not console.is_terminal:
+    if as_json or not out.is_terminal:
         for seen in seen_in_turn:
             history.add(seen)
             if isinstance(seen, Lost):
@@ -124,10 +127,10 @@ def _watch(seen_in_turn: Generator[Look | Lost], *, as_json: bool) -> Look | Los
                     else _line(seen, problems, rate)
                 )
         return seen
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=out, auto_refresh=False) as live:
         for seen in seen_in_turn:
             history.add(seen)
-            live.update(_draw_watched(seen, history, console), refresh=True)
+            live.update(_draw_watched(seen, history, out), refresh=True)
     return seen
 
 
@@ -160,8 +163,8 @@ def _line(seen: Look, problems: list[Problem], rate: float | None) -> str:
 # As a picture -------------------------------------------------------------------------------------
 
 
-def _draw_watched(seen: Look | Lost, history: History, console: Console) -> RenderableType:
-    ascii_only = console.options.ascii_only
+def _draw_watched(seen: Look | Lost, history: History, out: Console) -> RenderableType:
+    ascii_only = out.options.ascii_only
     parts: list[RenderableType] = []
     if history.last is not None:
         facts = draw_facts(history.last, ascii_only=ascii_only)

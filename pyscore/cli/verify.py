@@ -12,11 +12,11 @@ from typing import Any
 import click
 from psycopg import Connection
 from psycopg.rows import DictRow
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from pyscore.cli.console import console
 from pyscore.cli.options import dsn_option, installed, json_option, print_json
 from pyscore.cli.verifying import (
     Finding,
@@ -29,18 +29,21 @@ from pyscore.cli.verifying import (
     require_writable,
     verify_batch,
 )
-from pyscore.cli.wording import duration, number, printable
+from pyscore.cli.wording import counted, duration, number, printable
 
 SHOWN = 20
 ORDER: tuple[Standing, ...] = ("wrong", "failing", "dead letter", "pending")
 """Standings, the worst first."""
+
+MOST = 2**63 - 1
+"""What PostgreSQL's LIMIT can count to."""
 
 
 @click.command()
 @dsn_option
 @click.option(
     "--sample",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=MOST),
     metavar="N",
     help="Look at N users at random instead of all.",
 )
@@ -83,7 +86,7 @@ def verify(dsn: str | None, sample: int | None, to_repair: bool, as_json: bool) 
 
 def _count(connection: Connection[DictRow], sample: int | None) -> int | None:
     """Count whom there is to look at, for the progress bar's sake alone."""
-    if not Console(stderr=True).is_terminal:
+    if not console(stderr=True).is_terminal:
         return None
     row = connection.execute("select count(*) as users from builder_score.host_users").fetchone()
     assert row is not None
@@ -93,11 +96,9 @@ def _count(connection: Connection[DictRow], sample: int | None) -> int | None:
 @contextmanager
 def _progress(what: str, total: int | None) -> Generator[Callable[[int], None]]:
     """Draw a progress bar on a terminal's stderr; give the function that moves it on."""
-    console = Console(stderr=True)
+    err = console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
 
@@ -119,36 +120,37 @@ def _as_data(findings: Findings, repairs: list[Repair] | None) -> dict[str, Any]
 
 
 def _print(findings: Findings, repairs: list[Repair], *, after_repair: bool) -> None:
-    console = Console(highlight=False)
+    out = console()
     for done in repairs[:SHOWN]:
-        console.print(printable(str(done)), markup=False, soft_wrap=True)
+        out.print(printable(str(done)), markup=False, soft_wrap=True)
     if len(repairs) > SHOWN:
-        console.print(f"and {len(repairs) - SHOWN:,} more repaired; --json has all")
+        out.print(f"and {len(repairs) - SHOWN:,} more repaired; --json has all")
     counts = findings.counts
-    console.print(
+    out.print(
         f"checked {findings.checked:,}: {findings.right:,} right, {counts['pending']:,} pending, "
-        f"{counts['wrong']:,} wrong, {counts['dead letter']:,} dead letters, "
+        f"{counts['wrong']:,} wrong, {counted(counts['dead letter'], 'dead letter')}, "
         f"{counts['failing']:,} failing",
         soft_wrap=True,
     )
     if findings.details:
         worst_first = sorted(findings.details, key=lambda finding: ORDER.index(finding.standing))
-        console.print(_table(worst_first[:SHOWN]))
+        out.print(_table(worst_first[:SHOWN]))
         if counts.total() > SHOWN:
-            console.print(f"and {counts.total() - SHOWN:,} more; --json has all")
+            out.print(f"and {counts.total() - SHOWN:,} more; --json has all")
         for finding in findings.of("failing")[:SHOWN]:
             line = f"! {finding.username or finding.user_id} fails with {finding.message}"
-            console.print(printable(line), markup=False, soft_wrap=True)
+            out.print(printable(line), markup=False, soft_wrap=True)
     advice: dict[Standing, str] = {
         "wrong": "written again by something else: a trigger or a rule on the users table?"
         if after_repair
-        else "no trigger saw a change: pyscore verify --repair",
+        else "put right with: pyscore verify --repair",
         "dead letter": "pyscore dead-letter list",
         "failing": "what is said above keeps their scores from being computed",
     }
     for standing, what_to_do in advice.items():
         if counts[standing]:
-            console.print(f"! {counts[standing]:,} {standing}: {what_to_do}", soft_wrap=True)
+            plural = "s" if standing == "dead letter" and counts[standing] > 1 else ""
+            out.print(f"! {counts[standing]:,} {standing}{plural}: {what_to_do}", soft_wrap=True)
 
 
 def _table(findings: list[Finding]) -> Table:

@@ -24,11 +24,14 @@ LOCK_TIMEOUT = "1s"
 Standing: TypeAlias = Literal["wrong", "failing", "dead letter", "pending"]
 
 _VERIFY = """
-    select v.user_id::text as user_id, u.username, v.stored, v.computed, v.computed_at, v.standing
+    select v.user_id::text as user_id, u.username, v.stored, v.computed, v.computed_at, v.standing,
+           coalesce(d.sqlstate || ': ' || d.message, '') as message
     from builder_score.verify(%s::text[]::builder_score.user_id[]) as v
     left join lateral (
         select h.username from builder_score.host_users as h where h.id = v.user_id limit 1
     ) as u on true
+    left join builder_score.score_dead_letter as d
+        on v.standing = 'dead letter' and d.user_id = v.user_id
 """
 
 _LOOK_UP = """
@@ -63,7 +66,8 @@ class Finding:
         computed: What it should hold; None for a user who is failing.
         computed_at: The last recalculation; the account's age counts up to then.
         standing: pending (something is queued that will mend it), dead letter, wrong, or failing.
-        message: The SQLSTATE and message of what compute raised, or "".
+        message: The SQLSTATE and message of what is in the way: what compute raised for a user who
+            is failing, the last failure of a dead letter; else "".
     """
 
     user_id: str

@@ -4,7 +4,7 @@ import click
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pyscore import __version__, address, migrator
+from pyscore import __version__, address, schema
 from pyscore.errors import PyscoreError, from_database
 
 PATIENCE = 3  # seconds, whatever is at the other end
@@ -28,7 +28,7 @@ def _schema(dsn: str | None) -> str:
             conninfo = make_conninfo(conninfo, connect_timeout=PATIENCE)
         with address.connect(conninfo, pinned=True) as connection:
             connection.execute(f"set statement_timeout = '{PATIENCE}s'".encode())
-            revision = migrator.database_revision(connection)
+            revision = schema.installed_revision(connection)
     except PyscoreError as error:
         if dsn and error.exit_code == 2:  # said on the command line, so a mistake in it
             raise

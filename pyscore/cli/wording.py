@@ -34,6 +34,8 @@ def number(value: Decimal | float | None) -> str:
     """
     if value is None:
         return "none"
+    if not Decimal(value).is_finite():
+        return str(Decimal(value))  # as PostgreSQL writes it
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
