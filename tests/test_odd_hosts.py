@@ -213,7 +213,7 @@ def test_a_key_of_a_foreign_type_is_refused(empty_database: str) -> None:
         run(db, "create table users (id pair primary key)")
         run(db, "create table projects (id bigint primary key, owner_id pair, status text)")
         run(db, "create table project_collaborators (project_id int, user_id pair, status text)")
-    with pytest.raises(PyscoreError, match=r"users\.id has type .*pair; Expected a type of"):
+    with pytest.raises(PyscoreError, match=r"users\.id has type .*pair\. Expected a type of"):
         migrator.upgrade(empty_database)
 
 
