@@ -509,6 +509,24 @@ def test_the_databases_encoding_may_be_another(server: PrivateCluster, encoding:
         server.psql("-c", f"drop database {name}")
 
 
+def test_bytes_that_are_no_text_are_one_line(server: PrivateCluster) -> None:
+    name = f"encoded_{uuid.uuid4().hex[:12]}"
+    server.psql("-c", f"create database {name} encoding 'SQL_ASCII' locale 'C' template template0")
+    try:
+        address = dsn(server, name)
+        migrator.upgrade(address)
+        server.psql(
+            "-c",
+            "insert into users (username, email, builder_score)"
+            " values (convert_from('\\xff', 'SQL_ASCII'), 'a@example.org', 3)",
+            dbname=name,
+        )
+        line = error_line(call("leaderboard", "--dsn", address))
+        assert 'invalid byte sequence for encoding "UTF8": 0xff' in line
+    finally:
+        server.psql("-c", f"drop database {name}")
+
+
 # Locks that others hold ---------------------------------------------------------------------------
 
 
