@@ -256,12 +256,17 @@ def _decimals(type_name: str) -> int:
     return 0 if type_name in ("smallint", "integer", "bigint") or type_name.endswith(",0)") else 1
 
 
+def _host_schema(db: Connection[Any]) -> str:
+    return db.execute("select host_schema::text from builder_score.host").fetchall()[0][0]
+
+
 def _column_types(db: Connection[Any], table: str) -> dict[str, str]:
     return dict(
         db.execute(
             "select attname, format_type(atttypid, atttypmod) from pg_attribute "
-            "where attrelid = to_regclass('public.' || %s) and attnum > 0 and not attisdropped",
-            [table],
+            "where attrelid = to_regclass(format('%%I.%%I', %s::text, %s::text))"
+            " and attnum > 0 and not attisdropped",
+            [_host_schema(db), table],
         ).fetchall()
     )
 
@@ -280,7 +285,9 @@ def _rows(db: Connection[Any], table: str, types: dict[str, str]) -> list[dict[s
 
     columns = sql.SQL(", ").join(expression(*column) for column in types.items())
     with db.cursor(row_factory=dict_row) as cursor:
-        query = sql.SQL("select {} from public.{}").format(columns, sql.Identifier(table))
+        query = sql.SQL("select {} from {}").format(
+            columns, sql.Identifier(_host_schema(db), table)
+        )
         return cursor.execute(query).fetchall()
 
 

@@ -60,6 +60,10 @@ begin
     end if;
     foreach v_role in array array['builder_score_operator', 'builder_score_owner']::name[] loop
         begin
+            -- what a DBA granted to it in this database, such as the grants that attach() asks for
+            if to_regrole(v_role::text) is not null then
+                execute format('drop owned by %I', v_role);
+            end if;
             execute format('drop role if exists %I', v_role);
         exception when dependent_objects_still_exist or insufficient_privilege then
             raise notice 'builder_score: role % stays: something else uses it', v_role;
