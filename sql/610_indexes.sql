@@ -95,8 +95,8 @@ begin
             end if;
             for v_part in
                 select t.relid::regclass as part, t.parentrelid, t.isleaf, t.level, n.nspname,
-                       left(v_index.index_name, 50) || '_' || t.relid as index_name,
-                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid end as parent_index,
+                       left(v_index.index_name, 50) || '_' || t.relid::oid as index_name,
+                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid::oid end as parent_index,
                        pn.nspname as parent_schema
                 from pg_partition_tree(v_index.host_table) as t
                 join pg_class as c on c.oid = t.relid
@@ -117,8 +117,8 @@ begin
                 end if;
             end loop;
             for v_part in
-                select n.nspname, left(v_index.index_name, 50) || '_' || t.relid as index_name,
-                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid end as parent_index,
+                select n.nspname, left(v_index.index_name, 50) || '_' || t.relid::oid as index_name,
+                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid::oid end as parent_index,
                        pn.nspname as parent_schema
                 from pg_partition_tree(v_index.host_table) as t
                 join pg_class as c on c.oid = t.relid

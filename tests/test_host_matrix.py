@@ -154,7 +154,12 @@ def test_every_event_is_scored_right(
 
 
 def test_uninstalling_leaves_the_hosts_schema_as_it_was(
-    server: PrivateCluster, empty_database: str, db: Connection[Any], host: HostSchema, role: str
+    server: PrivateCluster,
+    template: str,  # another database that uses our roles
+    empty_database: str,
+    db: Connection[Any],
+    host: HostSchema,
+    role: str,
 ) -> None:
     app = Application(db, host)
     with acting_as(db, role):

@@ -237,3 +237,26 @@ def test_a_score_that_a_host_trigger_writes_beside_ours_is_mended(install: Insta
     drain(db)
     assert scores(db) == {1: 10, 2: 0}
     assert_right(db)
+
+
+def test_partitions_with_long_names_get_an_index_each(install: Install) -> None:
+    long = "project_collaborators_of_a_rather_long_name_part"
+    db = install(f"""
+        {USERS}
+        {PROJECTS}
+        create table project_collaborators (project_id bigint, user_id bigint, status text)
+            partition by hash (user_id);
+        create table {long}_1 partition of project_collaborators
+            for values with (modulus 2, remainder 0);
+        create table {long}_2 partition of project_collaborators
+            for values with (modulus 2, remainder 1);
+    """)
+    indexes = run(
+        db,
+        "select c.relname, i.indisvalid, count(p.inhrelid) from pg_index as i"
+        " join pg_class as c on c.oid = i.indexrelid"
+        " left join pg_inherits as p on p.inhparent = i.indexrelid"
+        " where i.indrelid = 'project_collaborators'::regclass group by 1, 2",
+    )
+    assert len(indexes) == 2
+    assert {(valid, parts) for _, valid, parts in indexes} == {(True, 2)}

@@ -62,8 +62,14 @@ begin
         begin
             -- what a DBA granted to it in this database, such as the grants that attach() asks for
             if to_regrole(v_role::text) is not null then
+                -- reassigned first, so that it drops nothing but privileges
+                execute format('reassign owned by %I to %I', v_role, current_user);
                 execute format('drop owned by %I', v_role);
             end if;
+        exception when insufficient_privilege then
+            raise notice 'builder_score: what was granted to role % in this database stays: % may not take it back', v_role, current_user;
+        end;
+        begin
             execute format('drop role if exists %I', v_role);
         exception when dependent_objects_still_exist or insufficient_privilege then
             raise notice 'builder_score: role % stays: something else uses it', v_role;
