@@ -15,6 +15,7 @@ from pyscore import migrator
 from pyscore.cluster import PrivateCluster
 from tests.community import add_project, add_user, configure, drain, queue, score
 from tests.interleave import (
+    Session,
     Sessions,
     assert_right,
     batch_stopped,
@@ -373,6 +374,14 @@ def server_to_kill() -> Iterator[PrivateCluster]:
         yield server
 
 
+def has_ended(session: Session) -> bool:
+    try:
+        session.run("select 1")
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("gate", ["after locking users", "after computing"])
 def test_kill_9_of_a_worker_in_mid_batch_loses_nothing(
     server_to_kill: PrivateCluster, gate: str
@@ -391,6 +400,8 @@ def test_kill_9_of_a_worker_in_mid_batch_loses_nothing(
         worker, keeper = sessions("worker"), sessions("keeper")
         with pytest.raises(psycopg.OperationalError), batch_stopped(worker, keeper, gate):
             os.kill(worker.pid, signal.SIGKILL)
+        # until the server has noticed it still accepts connections, and ends them a moment later
+        until(lambda: has_ended(keeper), "the server ends every session")
 
     def is_back() -> bool:
         try:
