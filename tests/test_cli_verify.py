@@ -1,8 +1,6 @@
 """``pyscore verify``: whom it calls wrong, on whichever server, and how it repairs."""
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,6 +21,7 @@ from tests.community import add_project, add_user, configure, drain, queue, scor
 from tests.conftest import dsn
 from tests.hosts import create_application
 from tests.interleave import Sessions, until
+from tests.standby import standby_of
 from tests.terminal import on_terminal
 
 
@@ -330,24 +329,8 @@ def replica() -> Iterator[tuple[PrivateCluster, PrivateCluster]]:
             add_user(connection, "grace")
             drain(connection)
             falsify(connection, ada)
-        # inside the primary's directory, which goes with it
-        directory = primary.directory / "standby"
-        as_server: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            as_server = {"user": primary.data_dir.owner()}
-        subprocess.run(
-            [
-                primary.program("pg_basebackup"),
-                *("--pgdata", directory / "data", "--dbname", primary.conninfo()),
-                *("--checkpoint=fast", "--no-sync", "--write-recovery-conf"),
-            ],
-            check=True,
-            cwd=primary.directory,
-            **as_server,
-        )
-        with PrivateCluster(directory, settings=settings, tcp=False) as standby:
+        with standby_of(primary, settings=settings) as standby:
             yield primary, standby
-            standby.stop("immediate")
 
 
 def test_a_hot_standby_can_verify_and_not_repair(
