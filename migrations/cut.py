@@ -10,7 +10,8 @@ MIGRATIONS = Path(__file__).resolve().parent
 SQL = MIGRATIONS.parent / "sql"
 CHECKSUMS = MIGRATIONS / "checksums.sha256"
 
-# What each revision holds: the sql/ files whose names lie between these.
+# What each revision holds: the sql/ files whose names lie between these. The first one's head says
+# of the whole revision what it does, in how many transactions, and what it locks.
 REVISIONS = {
     "0001_schema": ("0", "9"),
     "0002_column": ("900", "901"),

@@ -10,17 +10,18 @@ from typing import Any, cast
 
 import psycopg
 from alembic import context
+from alembic.operations import Operations
+from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from psycopg.sql import Literal
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from pyscore import address, hindrances
+from pyscore import address, hindrances, preconditions, psql_script, revision
 from pyscore.errors import PyscoreError, from_database
 
-SCHEMA = "builder_score"
-MIGRATION_LOCK = (1651271539, 1)  # the resident worker's is 1651271539, 0
+SCHEMA = preconditions.SCHEMA
+MIGRATION_LOCK = hindrances.MIGRATION_LOCK
 LOCK_WAIT = 600.0  # seconds
 
 logger = logging.getLogger("pyscore.migrations")
@@ -51,21 +52,41 @@ def run_offline() -> None:
         # any other paramstyle doubles the per cent signs of the functions' bodies
         dialect_opts={"paramstyle": "named"},
     )
-    say = context.get_context().impl.static_output
+    scripts = ScriptDirectory.from_config(context.config)
     starting, target = context.get_starting_revision_argument(), context.get_revision_argument()
-    say("-- For psql. Each migration is a transaction of its own, but for the indexes.")
-    say("\\set ON_ERROR_STOP on")
-    say("set client_min_messages = warning;")
-    for name, value in install_settings().items():
-        say(f"set {SCHEMA}.{name} = {Literal(value).as_string()};")
-    if starting in (None, "base"):
-        # Alembic creates its version table first of all, in this schema.
-        say(f"create schema if not exists {SCHEMA};")
-    with context.begin_transaction():
-        context.run_migrations()
-    if target in (None, "base"):
-        say(f"drop table {SCHEMA}.alembic_version;")
-        say(f"drop schema {SCHEMA};")
+    start = None if starting in (None, "base") else str(starting)
+    end = "base" if target in (None, "base") else str(target)
+    known = [one.revision for one in scripts.walk_revisions()][::-1]
+    up = start is None or (end != "base" and known.index(end) >= known.index(start))
+    newest, oldest = (end, start or "base") if up else (start, end)
+    steps = list(scripts.iterate_revisions(newest, oldest))
+    order = psql_script.Order(
+        up=up,
+        known=known,
+        start=start,
+        settings=install_settings(),
+        lock_wait=float(context.config.attributes.get("lock_wait", LOCK_WAIT)),
+        migration_lock=MIGRATION_LOCK,
+    )
+    # not context.run_migrations(): its BEGIN and COMMIT leave no room for a condition around them
+    with Operations.context(context.get_context()):
+        psql_script.write(
+            context.get_context().impl.static_output,
+            order,
+            [section(one, up=up) for one in (reversed(steps) if up else steps)],
+        )
+
+
+def section(one: Script, *, up: bool) -> psql_script.Section:
+    """Make a revision a section of the script."""
+    below = one.down_revision
+    assert below is None or isinstance(below, str)  # no branches, no merges
+    return psql_script.Section(
+        revision=one.revision,
+        below=below,
+        script=revision.read(one.path, "up" if up else "down"),
+        emit=one.module.upgrade if up else one.module.downgrade,
+    )
 
 
 def run_online() -> None:
@@ -111,7 +132,7 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
         return
     connection.execute(text("set statement_timeout = 0"))
-    require_host_schema(connection)
+    preconditions.require_host_schema(driver(connection), install_settings().get("host_schema"))
     for name, value in install_settings().items():
         connection.execute(
             text("select set_config(:name, :value, false)"),
@@ -127,35 +148,10 @@ def migrate(connection: Connection) -> None:
             drop_schema_without_revision(connection)
 
 
-def require_host_schema(connection: Connection) -> None:
-    """Refuse a schema of the application's that is not there, or is not the one installed for."""
-    wanted = install_settings().get("host_schema")
-    if wanted is None:
-        return
-    installed = installed_host_schema(connection)
-    if installed not in (None, wanted):
-        raise PyscoreError(
-            f'builder_score was installed for the application\'s tables in schema "{installed}", '
-            f'not "{wanted}": leave the option out, or uninstall first'
-        )
-    exists = text("select exists (select from pg_namespace where nspname = :name)")
-    if not connection.scalar(exists, {"name": wanted}):
-        raise PyscoreError(
-            f'there is no schema "{wanted}" in this database; expected the one that holds users, '
-            "projects and project_collaborators, or that they are to be created in"
-        )
-
-
-def installed_host_schema(connection: Connection) -> str | None:
-    """Give the schema said at install; None where nothing is installed."""
-    if connection.scalar(text(f"select to_regclass('{SCHEMA}.host') is null")):
-        return None
-    return connection.scalar(text(f"select host_schema from {SCHEMA}.host"))
-
-
 def tables_stayed_busy(connection: Connection, lock_wait: float) -> PyscoreError:
     """Say who holds locks on the tables, and what to do."""
-    host_schema = installed_host_schema(connection) or install_settings().get("host_schema")
+    installed = preconditions.installed_host_schema(driver(connection))
+    host_schema = installed or install_settings().get("host_schema")
     holders = hindrances.holders_of_tables(driver(connection), host_schema or "public")
     advice = (
         f"held now by {holders}; wait until they let go, or end them with "
@@ -191,44 +187,24 @@ def first_cause(error: BaseException) -> BaseException:
 
 def create_schema(connection: Connection) -> None:
     """Create the schema, which Alembic's version table needs before the first revision."""
-    if not schema_exists(connection):
-        connection.execute(text(f"create schema {SCHEMA}"))
-    elif not version_table_exists(connection) and not schema_is_empty(connection):
-        raise PyscoreError(
-            f"there is a schema {SCHEMA} that pyscore did not make (it has no alembic_version); "
-            "rename or drop it, then migrate again"
-        )
+    held = driver(connection)
+    preconditions.require_own_schema(held)
+    if not preconditions.exists(held):
+        held.execute(f"create schema {SCHEMA}")
     connection.commit()
 
 
 def drop_schema_without_revision(connection: Connection) -> None:
     """Drop the schema once no revision is left, or when the first one failed."""
+    held = driver(connection)
     if (
-        version_table_exists(connection)
-        and not connection.execute(text(f"select 1 from {SCHEMA}.alembic_version")).first()
+        preconditions.has_version_table(held)
+        and not held.execute(f"select from {SCHEMA}.alembic_version").fetchall()
     ):
-        connection.execute(text(f"drop table {SCHEMA}.alembic_version"))
-    if schema_exists(connection) and schema_is_empty(connection):
-        connection.execute(text(f"drop schema {SCHEMA}"))
-    connection.commit()
-
-
-def schema_exists(connection: Connection) -> bool:
-    query = text("select to_regnamespace(:schema) is not null")
-    return bool(connection.scalar(query, {"schema": SCHEMA}))
-
-
-def version_table_exists(connection: Connection) -> bool:
-    query = text("select to_regclass(:table) is not null")
-    return bool(connection.scalar(query, {"table": f"{SCHEMA}.alembic_version"}))
-
-
-def schema_is_empty(connection: Connection) -> bool:
-    query = text(
-        "select not exists (select from pg_depend"
-        " where refclassid = 'pg_namespace'::regclass and refobjid = to_regnamespace(:schema))"
-    )
-    return bool(connection.scalar(query, {"schema": SCHEMA}))
+        held.execute(f"drop table {SCHEMA}.alembic_version")
+    if preconditions.exists(held) and preconditions.is_empty(held):
+        held.execute(f"drop schema {SCHEMA}")
+    held.commit()  # SQLAlchemy knows of no transaction here
 
 
 @contextmanager
@@ -246,11 +222,7 @@ def migration_lock(connection: Connection, deadline: float) -> Generator[None]:
         if taken:
             break
         if nap is None:
-            holder = hindrances.holders_of_key(driver(connection), MIGRATION_LOCK)
-            raise PyscoreError(
-                f"another migration of this database is still running{holder and ': '}{holder}; "
-                "try again when it has ended"
-            )
+            raise hindrances.another_migration(driver(connection))
         time.sleep(nap)
     try:
         yield

@@ -8,17 +8,19 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pyscore.errors import PyscoreError
+from pyscore.pooler import shares_sessions
 
 _SQLALCHEMY_SCHEME = re.compile(r"^postgres(?:ql)?(?:\+\w+)?://")
 _OTHER_SCHEME = re.compile(r"^([\w+.-]+)://")
 _ADVICE = "give it with --dsn, DATABASE_URL, or libpq's PGHOST, PGPORT, PGDATABASE and so on"
 
 
-def resolve(dsn: str | None = None) -> str:
+def resolve(dsn: str | None = None, *, option: str = "--dsn") -> str:
     """Find the database's address: ``dsn``, else ``DATABASE_URL``, else libpq's own defaults.
 
     Args:
         dsn: A libpq URI or ``key=value`` string, or a SQLAlchemy URL for PostgreSQL.
+        option: What ``dsn`` was given as, for error messages.
 
     Returns:
         A libpq connection string; empty for libpq's PG* variables, service file and defaults.
@@ -26,7 +28,7 @@ def resolve(dsn: str | None = None) -> str:
     Raises:
         PyscoreError: The address is not one of these forms, or holds bytes that are no text.
     """
-    source, text = ("--dsn", dsn) if dsn else ("DATABASE_URL", os.environ.get("DATABASE_URL", ""))
+    source, text = (option, dsn) if dsn else ("DATABASE_URL", os.environ.get("DATABASE_URL", ""))
     text = _SQLALCHEMY_SCHEME.sub("postgresql://", text.strip(), count=1)
     other = _OTHER_SCHEME.match(text)
     if other and other[1] != "postgresql":
@@ -88,12 +90,13 @@ def connect(
             functions in a schema on the search_path runs code as whoever connects.
 
     Raises:
-        PyscoreError: The server cannot be reached or turns the connection down.
+        PyscoreError: The server cannot be reached or turns the connection down, or a pooler is in
+            between that would hand what we set for our session to its next client.
     """
     # utf8: psycopg reads no text from an SQL_ASCII database otherwise
     named = make_conninfo(conninfo, fallback_application_name="pyscore", client_encoding="utf8")
     try:
-        connection = psycopg.connect(named, autocommit=autocommit)
+        connection = psycopg.connect(named, autocommit=True)
     except psycopg.OperationalError as error:
         # the cause comes first, then libpq's guess at what to do; several hosts have a line each
         lines = str(error).removeprefix("connection failed: ").splitlines()
@@ -102,6 +105,14 @@ def connect(
             f"cannot connect to {describe(conninfo)}: {reason}; "
             f"check that the server runs and the address is right ({_ADVICE})"
         ) from None
+    if shares_sessions(connection, named):
+        connection.close()
+        raise PyscoreError(
+            f"{describe(conninfo)} is a connection pooler in transaction mode: what a command sets "
+            "for its session, such as search_path, would stay with the application's; "
+            f"expected the server itself, or a pooler in session mode ({_ADVICE})"
+        )
     if pinned:
         connection.execute("set search_path = pg_catalog, pg_temp")
+    connection.autocommit = autocommit
     return connection

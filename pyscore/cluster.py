@@ -28,10 +28,20 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias, TypedDict
 from urllib.parse import quote
 
-__all__ = ["MINIMUM_VERSION", "ClusterError", "PrivateCluster", "Setting", "find_bin_dir"]
+__all__ = [
+    "BIN_DIR_VARIABLE",
+    "MINIMUM_VERSION",
+    "ClusterError",
+    "PrivateCluster",
+    "Setting",
+    "find_bin_dir",
+]
 
 MINIMUM_VERSION = 15
 """The oldest PostgreSQL major version that pyscore supports."""
+
+BIN_DIR_VARIABLE = "PYSCORE_PG_BINDIR"
+"""The environment variable that names the directory of the server's programs."""
 
 Setting: TypeAlias = str | int | float | bool
 """A value for postgresql.conf; a bare number has the unit that PostgreSQL gives the setting."""
@@ -463,23 +473,27 @@ class PrivateCluster:
 def find_bin_dir(bin_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the directory of the newest PostgreSQL server's programs.
 
-    Looks at the Debian and Ubuntu packages, then at what ``pg_config`` on the PATH says.
+    Looks where the environment's PYSCORE_PG_BINDIR says and nowhere else; without it at the Debian
+    and Ubuntu packages, then at what ``pg_config`` on the PATH says.
 
     Args:
-        bin_dir: look nowhere else.
+        bin_dir: look nowhere else, whatever the environment says.
 
     Raises:
         ClusterError: there is none, or none that is new enough.
     """
+    source = ""
+    if bin_dir is None and (from_environment := os.environ.get(BIN_DIR_VARIABLE)):
+        bin_dir, source = from_environment, f"{BIN_DIR_VARIABLE}: "
     if bin_dir is not None:
         chosen = Path(bin_dir).absolute()
         if not _has_server(chosen):
             raise ClusterError(
-                f"{chosen} holds no PostgreSQL server programs: give their directory"
+                f"{source}{chosen} holds no PostgreSQL server programs: give their directory"
             )
         if _major_version(chosen) < MINIMUM_VERSION:
             raise ClusterError(
-                f"{chosen} holds PostgreSQL {_major_version(chosen)}: "
+                f"{source}{chosen} holds PostgreSQL {_major_version(chosen)}: "
                 f"give the programs of {MINIMUM_VERSION} or newer"
             )
         return chosen

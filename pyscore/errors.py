@@ -22,6 +22,10 @@ class PyscoreError(Exception):
         self.exit_code = exit_code
 
 
+class NotInstalledError(PyscoreError):
+    """The database has nothing of ours."""
+
+
 class UnknownUserError(PyscoreError, LookupError):
     """There is no such user in the application's ``users``."""
 

@@ -6,6 +6,9 @@ import psycopg
 
 from pyscore.errors import PyscoreError, from_database
 
+MIGRATION_LOCK = (1651271539, 1)
+"""The advisory lock that keeps migrations of a database apart; the worker's is 1651271539, 0."""
+
 _HOLDERS = """
     select distinct case when l.pid is null then 'a prepared transaction (see pg_prepared_xacts)'
         else format('pid %%s (%%s)', l.pid, concat_ws(', ',
@@ -58,6 +61,19 @@ def holders_of_key(connection: psycopg.Connection[Any], key: tuple[int, int]) ->
         key: The lock's two numbers.
     """
     return _holders(connection, _ON_KEY, [*key])
+
+
+def another_migration(connection: psycopg.Connection[Any]) -> PyscoreError:
+    """Say that another migration runs, and whose session it is.
+
+    Args:
+        connection: To the database.
+    """
+    holder = holders_of_key(connection, MIGRATION_LOCK)
+    return PyscoreError(
+        f"another migration of this database is still running{holder and ': '}{holder}; "
+        "try again when it has ended"
+    )
 
 
 def _holders(

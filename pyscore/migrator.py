@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from pyscore import __version__, address, hindrances, schema
+from pyscore import address, hindrances, preconditions, schema
 from pyscore.errors import PyscoreError
 from pyscore.locations import MIGRATIONS
 
@@ -61,21 +61,32 @@ def downgrade(dsn: str | None = None, *, lock_wait: float = 600.0) -> None:
     _run(command.downgrade, conninfo, "base", lock_wait, {})
 
 
-def upgrade_script(output: TextIO, settings: dict[str, str] | None = None) -> None:
-    """Write the psql script that does what `upgrade` does to a database without our schema.
+def upgrade_script(
+    output: TextIO, settings: dict[str, str] | None = None, *, lock_wait: float = 600.0
+) -> None:
+    """Write the script for psql that does what `upgrade` does, from wherever the database is.
 
     Args:
         output: Where to write it.
         settings: What `install_settings` returned.
+        lock_wait: Seconds for which the script keeps trying while a table is busy.
     """
     config = _config(output)
     config.attributes["install_settings"] = settings or {}
+    config.attributes["lock_wait"] = lock_wait
     command.upgrade(config, "head", sql=True)
 
 
-def downgrade_script(output: TextIO) -> None:
-    """Write the psql script that does what `downgrade` does."""
-    command.downgrade(_config(output), "head:base", sql=True)
+def downgrade_script(output: TextIO, *, lock_wait: float = 600.0) -> None:
+    """Write the script for psql that does what `downgrade` does, from wherever the database is.
+
+    Args:
+        output: Where to write it.
+        lock_wait: Seconds for which the script keeps trying while a table is busy.
+    """
+    config = _config(output)
+    config.attributes["lock_wait"] = lock_wait
+    command.downgrade(config, "head:base", sql=True)
 
 
 def head() -> str:
@@ -94,6 +105,12 @@ def database_revision(connection: psycopg.Connection[Any]) -> str | None:
         The revision, or None where our schema is not installed.
     """
     return schema.installed_revision(connection)
+
+
+def known_revisions() -> dict[str, str]:
+    """Give the revisions that this package knows, the oldest first, each with its file."""
+    scripts = [*ScriptDirectory.from_config(_config()).walk_revisions()]
+    return {script.revision: script.path for script in reversed(scripts)}
 
 
 def _config(output: TextIO | None = None) -> Config:
@@ -125,10 +142,4 @@ def _refuse_newer_schema(conninfo: str) -> None:
             revision = database_revision(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise hindrances.missing_rights(connection, error) from None
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known:
-        raise PyscoreError(
-            f"the database's schema is newer than this package: it is at revision {revision}, and "
-            f"pyscore {__version__} knows revisions up to {head()}; "
-            "install a newer pyscore (pip install --upgrade pyscore)"
-        )
+    preconditions.require_known_revision(revision, set(known_revisions()))

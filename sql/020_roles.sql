@@ -6,7 +6,7 @@
 do $roles$
 declare
     v_role name;
-    v_object record;
+    v_usable boolean;
 begin
     begin
         foreach v_role in array array['builder_score_owner', 'builder_score_operator']::name[] loop
@@ -21,16 +21,39 @@ begin
                 end;
             end if;
         end loop;
-        if not pg_has_role(current_user, 'builder_score_owner', 'member') then
-            execute format('grant builder_score_owner to %I', current_user);
+        if exists (select from pg_roles where rolname = 'builder_score_owner' and (rolcanlogin or rolsuper)) then
+            raise exception 'role builder_score_owner is there, and can log in or is a superuser'
+                using errcode = 'invalid_role_specification',
+                      detail = 'Triggers run with its rights whoever writes: expected a role that nobody can be, and that may do nothing else.',
+                      hint = 'ALTER ROLE builder_score_owner NOLOGIN NOSUPERUSER; then migrate again.';
+        end if;
+        -- From PostgreSQL 16 on whoever creates a role may grant it, and is no more than that: neither may they
+        -- become it nor do they have its rights.
+        if current_setting('server_version_num')::integer >= 160000 then
+            v_usable := pg_has_role(current_user, 'builder_score_owner', 'set') and pg_has_role(current_user, 'builder_score_owner', 'usage');
+            if not v_usable then
+                execute format('grant builder_score_owner to %I with inherit true, set true', current_user);
+            end if;
+        else
+            if not pg_has_role(current_user, 'builder_score_owner', 'member') then
+                execute format('grant builder_score_owner to %I', current_user);
+            end if;
+            if not pg_has_role(current_user, 'builder_score_owner', 'usage') then
+                raise exception 'role % has the attribute NOINHERIT', current_user
+                    using errcode = 'invalid_role_specification',
+                          detail = 'Expected a role that has the rights of the roles it is a member of: builder_score_owner will own what is installed.',
+                          hint = format('ALTER ROLE %I INHERIT; or migrate as another role that owns the tables.', current_user);
+            end if;
         end if;
         alter schema builder_score owner to builder_score_owner;
         alter domain builder_score.user_id owner to builder_score_owner;
         alter domain builder_score.project_id owner to builder_score_owner;
         alter table builder_score.host_additions owner to builder_score_owner;
     exception when insufficient_privilege then
-        raise notice 'builder_score: % may not create roles, so it owns everything itself', current_user
-            using detail = 'Triggers and worker then run with the rights of this role.';
+        raise notice 'builder_score: % may not create or become the role builder_score_owner, so it owns everything itself', current_user
+            using detail = 'Triggers and worker then run with the rights of this role, and no role may be only an operator.',
+                  hint = format('To have both: pyscore uninstall; then, as a superuser, CREATE ROLE builder_score_owner NOLOGIN; '
+                                'CREATE ROLE builder_score_operator NOLOGIN; GRANT builder_score_owner TO %I; then migrate again.', current_user);
     end;
 end
 $roles$;

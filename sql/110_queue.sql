@@ -90,3 +90,34 @@ $function$;
 
 comment on function builder_score.enqueue_everyone(text) is
     'Ask for everyone''s score to be computed: one row, which the worker expands, throttled by settings.backfill_per_second.';
+
+create function builder_score.keep_queue_ids_ahead() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue
+-- writes: the sequence of score_recalc_queue.id
+-- A data-only restore loads rows with the ids they had, lets the triggers append more, and then sets the sequence
+-- to where it was; a logical replica gets the rows and no sequence. Without this, every write of the application's
+-- would meet an id that is taken. In a queue that is in order this looks behind its last row, and finds nothing.
+begin
+    -- The snapshot is older than the look at the sequence, so a row that somebody appends meanwhile is never ahead.
+    if not exists (select from builder_score.score_recalc_queue as q
+                   where q.id >= (select s.last_value + s.is_called::integer from builder_score.score_recalc_queue_id_seq as s)) then
+        return;
+    end if;
+    -- One at a time, and looking again: a second worker would set it back to what was the last id when it looked.
+    if pg_try_advisory_xact_lock(1651271539, 2) then
+        if exists (select from builder_score.score_recalc_queue as q
+                   where q.id >= (select s.last_value + s.is_called::integer from builder_score.score_recalc_queue_id_seq as s)) then
+            perform setval('builder_score.score_recalc_queue_id_seq', (select max(q.id) from builder_score.score_recalc_queue as q));
+        end if;
+    end if;
+end
+$function$;
+
+comment on function builder_score.keep_queue_ids_ahead() is
+    'Moves the sequence of ids behind the rows that are there, where a restore or a replica has left it before them. The worker calls it.';

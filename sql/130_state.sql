@@ -78,6 +78,7 @@ create table builder_score.worker_status (
     last_batch_seconds double precision,
     last_error text,
     last_error_at timestamptz,
+    run_by text,
     constraint "worker must be resident or drain" check (worker in ('resident', 'drain'))
 );
 
@@ -98,8 +99,44 @@ comment on column builder_score.worker_status.last_batch_at is 'End of the last 
 comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
+comment on column builder_score.worker_status.run_by is 'What called it: pg_cron, or the application_name of its session.';
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
+
+create table builder_score.scheduled_jobs (
+    cron_database name not null,
+    job_name text not null,
+    run_as name not null,
+    job_id bigint not null,
+    database_oid oid not null,
+    scheduled_at timestamptz not null default now(),
+    primary key (cron_database, job_name, run_as)
+);
+
+comment on table builder_score.scheduled_jobs is
+    'The pg_cron jobs that run our worker, as they were scheduled: pg_cron hides them from other roles, and from this database when '
+    'it works in another one. Uninstall takes them out.';
+comment on column builder_score.scheduled_jobs.cron_database is 'The database in which pg_cron keeps the job.';
+comment on column builder_score.scheduled_jobs.job_name is 'cron.job.jobname.';
+comment on column builder_score.scheduled_jobs.run_as is 'The role it runs as; who else is no superuser cannot see it.';
+comment on column builder_score.scheduled_jobs.job_id is 'cron.job.jobid.';
+comment on column builder_score.scheduled_jobs.database_oid is 'The database it was made for: a copy or a restore of that one has no job.';
+comment on column builder_score.scheduled_jobs.scheduled_at is 'When it was last scheduled.';
+
+create function builder_score.known_jobs()
+returns table (cron_database name, job_name text, run_as name, job_id bigint, scheduled_at timestamptz)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: scheduled_jobs, pg_database
+-- writes: nothing
+    select j.cron_database, j.job_name, j.run_as, j.job_id, j.scheduled_at
+    from builder_score.scheduled_jobs as j
+    join pg_database as d on d.oid = j.database_oid
+    where d.datname = current_database();
+$function$;
+
+comment on function builder_score.known_jobs() is 'The rows of scheduled_jobs that are this database''s own.';
 
 create function builder_score.recent_rate(
     minute timestamptz, minute_recalculated bigint, minute_before_recalculated bigint

@@ -1,14 +1,20 @@
 -- The trigger functions on the host's tables. They append the ids of their own OLD and NEW rows and read
 -- no host table: whoever must be looked up is named by the project, which the worker turns into people
 -- in one snapshot. attach() creates the triggers; row level functions serve partitioned hosts.
+-- PostgreSQL keeps nobody from renaming a column that they name. The application's writes must not fail for it:
+-- then, until the next attach(), everyone is appended.
 
 create function builder_score.users_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 begin
+    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, 'user inserted');
     else
@@ -28,10 +34,20 @@ as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
 -- tg_argv[0]: the reason; the trigger's WHEN has decided that the change matters
+declare
+    v_new_id builder_score.user_id;
+    v_old_id builder_score.user_id;
 begin
-    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, tg_argv[0]);
-    if old.id is distinct from new.id then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, tg_argv[0]);
+    begin   -- nothing is written in here: it costs no subtransaction id
+        v_new_id := new.id;
+        v_old_id := old.id;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
+    if v_old_id is distinct from v_new_id then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_id, 20, tg_argv[0]);
     end if;
     return null;
 end
@@ -43,9 +59,13 @@ create function builder_score.users_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 begin
+    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, 'user deleted');
     else
@@ -62,11 +82,15 @@ create function builder_score.projects_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
 -- update that moves a project to another partition fires as a delete and an insert
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
@@ -93,16 +117,30 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+declare
+    v_new_id builder_score.project_id;
+    v_old_id builder_score.project_id;
+    v_new_owner builder_score.user_id;
+    v_old_owner builder_score.user_id;
 begin
+    begin
+        v_new_id := new.id;
+        v_old_id := old.id;
+        v_new_owner := new.owner_id;
+        v_old_owner := old.owner_id;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
     -- A null owner must not become a row that names nobody: such a row stands for everyone.
-    if new.owner_id is not null then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.owner_id, 10, 'project updated');
+    if v_new_owner is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_owner, 10, 'project updated');
     end if;
-    if old.owner_id is distinct from new.owner_id or old.id is distinct from new.id then
-        if old.owner_id is not null then
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.owner_id, 10, 'project transferred');
+    if v_old_owner is distinct from v_new_owner or v_old_id is distinct from v_new_id then
+        if v_old_owner is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_owner, 10, 'project transferred');
         end if;
-        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project transferred');
+        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
     end if;
     return null;
 end
@@ -115,10 +153,14 @@ create function builder_score.projects_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
@@ -176,9 +218,13 @@ create function builder_score.collaborators_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: statuses
+-- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         if builder_score.is_confirmed(new.status::text) then
             perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
@@ -209,15 +255,31 @@ as $function$
 -- reads: statuses
 -- writes: score_recalc_queue
 declare
-    v_was constant boolean := builder_score.is_confirmed(old.status::text);
-    v_is constant boolean := builder_score.is_confirmed(new.status::text);
-    v_moved constant boolean := (old.user_id, old.project_id) is distinct from (new.user_id, new.project_id);
+    v_new_user builder_score.user_id;
+    v_old_user builder_score.user_id;
+    v_new_project builder_score.project_id;
+    v_old_project builder_score.project_id;
+    v_was boolean;
+    v_is boolean;
+    v_moved boolean;
 begin
+    begin
+        v_new_user := new.user_id;
+        v_old_user := old.user_id;
+        v_new_project := new.project_id;
+        v_old_project := old.project_id;
+        v_was := builder_score.is_confirmed(old.status::text);
+        v_is := builder_score.is_confirmed(new.status::text);
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    v_moved := (v_old_user, v_old_project) is distinct from (v_new_user, v_new_project);
     if v_is and (v_moved or not v_was) then
-        perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+        perform builder_score.append_collaboration(v_new_user, v_new_project, 'collaboration confirmed');
     end if;
     if v_was and (v_moved or not v_is) then
-        perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+        perform builder_score.append_collaboration(v_old_user, v_old_project, 'collaboration ended');
     end if;
     return null;
 end
@@ -230,9 +292,13 @@ create function builder_score.collaborators_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: statuses
+-- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         if builder_score.is_confirmed(old.status::text) then
             perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');

@@ -44,6 +44,8 @@ begin
 
     <<protected>>
     begin
+        perform builder_score.keep_queue_ids_ahead();
+
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
         chosen := builder_score.expand_projects(20 * v_settings.batch_size);

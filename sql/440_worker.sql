@@ -2,7 +2,21 @@
 -- and everything that uses an operator is a function that can.
 -- reads: settings, host          writes: worker_status, and what run_batch() writes
 
-create function builder_score.begin_run(worker text) returns boolean
+create function builder_score.run_by() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_stat_activity
+-- writes: nothing
+-- SECURITY INVOKER: what kind a backend is is shown to its own role. Over a connection pg_cron has that name.
+    select case when a.backend_type = 'pg_cron' then a.backend_type else current_setting('application_name') end
+    from pg_stat_activity as a
+    where a.pid = pg_backend_pid();
+$function$;
+
+comment on function builder_score.run_by() is 'What this session belongs to: pg_cron, or its application_name.';
+
+create function builder_score.begin_run(worker text, run_by text default null) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -18,13 +32,13 @@ begin
     end if;
     perform set_config('synchronous_commit', 'off', true);
     update builder_score.worker_status as w
-    set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp()
+    set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
     return true;
 end
 $function$;
 
-comment on function builder_score.begin_run(text) is 'Notes that a worker starts. False when paused.';
+comment on function builder_score.begin_run(text, text) is 'Notes that a worker starts, and what called it. False when paused.';
 
 create function builder_score.beat(worker text, every interval default '5 seconds') returns void
 language plpgsql security definer
@@ -164,7 +178,7 @@ begin
         delete from cron.job_run_details as d
         using cron.job as j
         where d.jobid = j.jobid
-          and j.jobname like 'builder-score-worker%'
+          and j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
           and j.database = current_database()
           and d.end_time < clock_timestamp() - $1
     $purge$ using keep;
@@ -265,6 +279,8 @@ declare
     v_round record;
     v_idle integer;
     v_tries integer;
+    v_started boolean;
+    v_session_name constant text := pg_catalog.current_setting('application_name');
 begin
     commit;
     set transaction isolation level read committed, read write;
@@ -287,14 +303,34 @@ begin
         perform pg_catalog.pg_sleep(0.05);
         commit;
         set transaction isolation level read committed, read write;
+        if pg_catalog.to_regprocedure('builder_score.is_alive(text)') is null then
+            return;     -- uninstalled meanwhile
+        end if;
     end loop;
 
-    if not builder_score.begin_run('resident') then
+    begin
+        v_started := builder_score.begin_run('resident', builder_score.run_by());
+        if v_started then
+            perform builder_score.housekeeping();
+            perform builder_score.purge_job_runs();
+        end if;
+    exception
+        when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+            -- as in the loop below: the run that we waited for may have ended because we are being uninstalled
+            if pg_catalog.to_regprocedure('builder_score.may_go_on()') is not null then
+                if builder_score.may_go_on() then
+                    raise;
+                end if;
+            end if;
+            v_started := false;
+    end;
+    if not v_started then
         perform pg_catalog.pg_advisory_unlock(1651271539, 0);
         return;
     end if;
-    perform builder_score.housekeeping();
-    perform builder_score.purge_job_runs();
+
+    -- So that monitoring tells the one long statement that is to be seen here from those that are not.
+    perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
     v_idle := 0;
     loop
@@ -320,6 +356,7 @@ begin
             v_idle := v_idle operator(pg_catalog.+) 1;
         end if;
     end loop;
+    perform pg_catalog.set_config('application_name', v_session_name, false);
     perform pg_catalog.pg_advisory_unlock(1651271539, 0);
 end
 $procedure$;

@@ -237,30 +237,43 @@ create function builder_score.scheduler() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: cron.job (pg_cron, where it is), worker_status
+-- reads: cron.job (pg_cron, where it is), worker_status, scheduled_jobs
 -- writes: nothing
+-- pg_cron shows each role its own jobs, and nothing of what it does for another database. So whoever runs the
+-- worker now counts, and last what schedule() noted, unless the caller would see that job if it were there.
 declare
+    v_visible constant boolean := exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage');
+    v_sees_all constant boolean := (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = current_user);
     v_scheduled boolean := false;
+    v_run_by text;
 begin
-    if exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage') then
+    if v_visible then
         execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
         into v_scheduled;
     end if;
     if v_scheduled then
         return 'pg_cron';
     end if;
+    select coalesce(w.run_by, '') into v_run_by
+    from builder_score.worker_status as w
+    where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute';
+    if v_run_by is not null then
+        return case v_run_by when 'pg_cron' then 'pg_cron' else 'worker' end;
+    end if;
     if exists (
-        select from builder_score.worker_status as w
-        where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute'
+        select from builder_score.known_jobs() as j
+        where j.cron_database <> current_database()
+           or (exists (select from pg_extension where extname = 'pg_cron')
+               and not (v_visible and (v_sees_all or j.run_as = current_user)))
     ) then
-        return 'worker';
+        return 'pg_cron';
     end if;
     return 'none';
 end
 $function$;
 
 comment on function builder_score.scheduler() is
-    'What drives the worker: pg_cron (an active job that the caller may see), worker (somebody else keeps the heartbeat going) or none.';
+    'What drives the worker: pg_cron (here or in another database), worker (somebody else keeps the heartbeat going) or none.';
 
 create function builder_score.job_runs(max_rows integer default 5)
 returns table (job text, run_as text, started_at timestamptz, ended_at timestamptz, status text, message text)
@@ -278,7 +291,7 @@ begin
         select j.jobname::text, j.username::text, d.start_time, d.end_time, d.status::text, d.return_message::text
         from cron.job_run_details as d
         join cron.job as j on j.jobid = d.jobid
-        where j.jobname like 'builder-score-worker%'
+        where j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
           and j.database = current_database()
         order by d.runid desc
         limit $1
@@ -317,6 +330,7 @@ select q.queue_depth,
        s.paused,
        s.paused_reason,
        h.attached_at is not null as attached,
+       (select min(j.cron_database) from builder_score.known_jobs() as j where j.cron_database <> current_database()) as cron_database,
        b.seen as backfill_seen,
        b.estimated_total as backfill_total,
        t.batches,
@@ -366,6 +380,7 @@ comment on column builder_score.health.scheduler is 'pg_cron, worker or none.';
 comment on column builder_score.health.paused is 'Whether workers are told to leave.';
 comment on column builder_score.health.paused_reason is 'Why.';
 comment on column builder_score.health.attached is 'Whether triggers and views are in place.';
+comment on column builder_score.health.cron_database is 'The other database whose pg_cron was told to run the worker; null: this one, or none.';
 comment on column builder_score.health.backfill_seen is 'Users that the walk over everyone has seen; null when none is under way.';
 comment on column builder_score.health.backfill_total is 'How many there are, by the planner''s statistics.';
 comment on column builder_score.health.batches is 'Batches so far.';

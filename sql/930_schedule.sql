@@ -1,4 +1,5 @@
--- The pg_cron job, where pg_cron is.
+-- The pg_cron job that runs the worker, where pg_cron is.
+-- transaction: one
 -- reads: pg_catalog          writes: cron.job
 -- locks on host tables: none
 

@@ -1,6 +1,7 @@
--- Takes our schema out: everything in it but Alembic's version table, which goes last of all with the schema,
--- then the reference tables if they are ours and empty, then the roles if no other database uses them.
--- locks on host tables: ACCESS EXCLUSIVE on reference tables of ours, for milliseconds
+-- Takes out the schema builder_score. Alembic's version table goes last of all, with the schema itself. The reference tables
+-- go if they are ours and empty; the roles, if no other database uses them.
+-- transaction: one
+-- locks on host tables: none; ACCESS EXCLUSIVE on reference tables of ours, for milliseconds
 
 set local lock_timeout = '0.5s';
 set local statement_timeout = 0;
@@ -15,7 +16,7 @@ begin
     if v_tables is null then
         return;
     end if;
-    execute format('lock table %s in access exclusive mode', v_tables);
+    perform builder_score.lock_host_tables();
     execute (
         select 'select ' || string_agg(format('not exists (select from %I.%I)', schema_name, object_name), ' and ')
         from builder_score.host_additions where kind = 'table'
@@ -53,11 +54,12 @@ declare
     v_role name;
 begin
     revoke all on schema builder_score from public;
-    if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') = 'builder_score_owner' then
-        revoke all on schema builder_score from builder_score_operator;
-        revoke all on builder_score.alembic_version from builder_score_operator;
-        execute format('alter schema builder_score owner to %I', current_user);
+    if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') <> 'builder_score_owner' then
+        return;     -- everything was the installer's: if the roles are there, they are others'
     end if;
+    revoke all on schema builder_score from builder_score_operator;
+    revoke all on builder_score.alembic_version from builder_score_operator;
+    execute format('alter schema builder_score owner to %I', current_user);
     foreach v_role in array array['builder_score_operator', 'builder_score_owner']::name[] loop
         begin
             -- what a DBA granted to it in this database, such as the grants that attach() asks for

@@ -1,4 +1,4 @@
-"""The schema builder_score: tables, functions, roles. Touches no table of the host's."""
+"""The schema builder_score: tables, functions, roles."""
 
 from pyscore import revision as script
 

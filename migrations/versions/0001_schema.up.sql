@@ -1,6 +1,11 @@
 set local lock_timeout = '0.5s';
 set local statement_timeout = 0;
 
+-- The schema builder_score: its tables, functions and roles. Where the database has none of users, projects and
+-- project_collaborators, it creates them too.
+-- transaction: one
+-- locks on host tables: none
+
 -- The host's key types, as domains. With them every other statement of this schema is static text,
 -- whatever the host's ids are.
 -- reads: pg_catalog          writes: nothing
@@ -262,7 +267,7 @@ $reference_tables$;
 do $roles$
 declare
     v_role name;
-    v_object record;
+    v_usable boolean;
 begin
     begin
         foreach v_role in array array['builder_score_owner', 'builder_score_operator']::name[] loop
@@ -277,16 +282,39 @@ begin
                 end;
             end if;
         end loop;
-        if not pg_has_role(current_user, 'builder_score_owner', 'member') then
-            execute format('grant builder_score_owner to %I', current_user);
+        if exists (select from pg_roles where rolname = 'builder_score_owner' and (rolcanlogin or rolsuper)) then
+            raise exception 'role builder_score_owner is there, and can log in or is a superuser'
+                using errcode = 'invalid_role_specification',
+                      detail = 'Triggers run with its rights whoever writes: expected a role that nobody can be, and that may do nothing else.',
+                      hint = 'ALTER ROLE builder_score_owner NOLOGIN NOSUPERUSER; then migrate again.';
+        end if;
+        -- From PostgreSQL 16 on whoever creates a role may grant it, and is no more than that: neither may they
+        -- become it nor do they have its rights.
+        if current_setting('server_version_num')::integer >= 160000 then
+            v_usable := pg_has_role(current_user, 'builder_score_owner', 'set') and pg_has_role(current_user, 'builder_score_owner', 'usage');
+            if not v_usable then
+                execute format('grant builder_score_owner to %I with inherit true, set true', current_user);
+            end if;
+        else
+            if not pg_has_role(current_user, 'builder_score_owner', 'member') then
+                execute format('grant builder_score_owner to %I', current_user);
+            end if;
+            if not pg_has_role(current_user, 'builder_score_owner', 'usage') then
+                raise exception 'role % has the attribute NOINHERIT', current_user
+                    using errcode = 'invalid_role_specification',
+                          detail = 'Expected a role that has the rights of the roles it is a member of: builder_score_owner will own what is installed.',
+                          hint = format('ALTER ROLE %I INHERIT; or migrate as another role that owns the tables.', current_user);
+            end if;
         end if;
         alter schema builder_score owner to builder_score_owner;
         alter domain builder_score.user_id owner to builder_score_owner;
         alter domain builder_score.project_id owner to builder_score_owner;
         alter table builder_score.host_additions owner to builder_score_owner;
     exception when insufficient_privilege then
-        raise notice 'builder_score: % may not create roles, so it owns everything itself', current_user
-            using detail = 'Triggers and worker then run with the rights of this role.';
+        raise notice 'builder_score: % may not create or become the role builder_score_owner, so it owns everything itself', current_user
+            using detail = 'Triggers and worker then run with the rights of this role, and no role may be only an operator.',
+                  hint = format('To have both: pyscore uninstall; then, as a superuser, CREATE ROLE builder_score_owner NOLOGIN; '
+                                'CREATE ROLE builder_score_operator NOLOGIN; GRANT builder_score_owner TO %I; then migrate again.', current_user);
     end;
 end
 $roles$;
@@ -472,6 +500,37 @@ $function$;
 
 comment on function builder_score.enqueue_everyone(text) is
     'Ask for everyone''s score to be computed: one row, which the worker expands, throttled by settings.backfill_per_second.';
+
+create function builder_score.keep_queue_ids_ahead() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue
+-- writes: the sequence of score_recalc_queue.id
+-- A data-only restore loads rows with the ids they had, lets the triggers append more, and then sets the sequence
+-- to where it was; a logical replica gets the rows and no sequence. Without this, every write of the application's
+-- would meet an id that is taken. In a queue that is in order this looks behind its last row, and finds nothing.
+begin
+    -- The snapshot is older than the look at the sequence, so a row that somebody appends meanwhile is never ahead.
+    if not exists (select from builder_score.score_recalc_queue as q
+                   where q.id >= (select s.last_value + s.is_called::integer from builder_score.score_recalc_queue_id_seq as s)) then
+        return;
+    end if;
+    -- One at a time, and looking again: a second worker would set it back to what was the last id when it looked.
+    if pg_try_advisory_xact_lock(1651271539, 2) then
+        if exists (select from builder_score.score_recalc_queue as q
+                   where q.id >= (select s.last_value + s.is_called::integer from builder_score.score_recalc_queue_id_seq as s)) then
+            perform setval('builder_score.score_recalc_queue_id_seq', (select max(q.id) from builder_score.score_recalc_queue as q));
+        end if;
+    end if;
+end
+$function$;
+
+comment on function builder_score.keep_queue_ids_ahead() is
+    'Moves the sequence of ids behind the rows that are there, where a restore or a replica has left it before them. The worker calls it.';
 
 -- The formula, as rows. Changing any of them enqueues everyone.
 -- reads: nothing          writes: signals, statuses, impact_keys
@@ -669,6 +728,7 @@ create table builder_score.worker_status (
     last_batch_seconds double precision,
     last_error text,
     last_error_at timestamptz,
+    run_by text,
     constraint "worker must be resident or drain" check (worker in ('resident', 'drain'))
 );
 
@@ -689,8 +749,44 @@ comment on column builder_score.worker_status.last_batch_at is 'End of the last 
 comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
+comment on column builder_score.worker_status.run_by is 'What called it: pg_cron, or the application_name of its session.';
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
+
+create table builder_score.scheduled_jobs (
+    cron_database name not null,
+    job_name text not null,
+    run_as name not null,
+    job_id bigint not null,
+    database_oid oid not null,
+    scheduled_at timestamptz not null default now(),
+    primary key (cron_database, job_name, run_as)
+);
+
+comment on table builder_score.scheduled_jobs is
+    'The pg_cron jobs that run our worker, as they were scheduled: pg_cron hides them from other roles, and from this database when '
+    'it works in another one. Uninstall takes them out.';
+comment on column builder_score.scheduled_jobs.cron_database is 'The database in which pg_cron keeps the job.';
+comment on column builder_score.scheduled_jobs.job_name is 'cron.job.jobname.';
+comment on column builder_score.scheduled_jobs.run_as is 'The role it runs as; who else is no superuser cannot see it.';
+comment on column builder_score.scheduled_jobs.job_id is 'cron.job.jobid.';
+comment on column builder_score.scheduled_jobs.database_oid is 'The database it was made for: a copy or a restore of that one has no job.';
+comment on column builder_score.scheduled_jobs.scheduled_at is 'When it was last scheduled.';
+
+create function builder_score.known_jobs()
+returns table (cron_database name, job_name text, run_as name, job_id bigint, scheduled_at timestamptz)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: scheduled_jobs, pg_database
+-- writes: nothing
+    select j.cron_database, j.job_name, j.run_as, j.job_id, j.scheduled_at
+    from builder_score.scheduled_jobs as j
+    join pg_database as d on d.oid = j.database_oid
+    where d.datname = current_database();
+$function$;
+
+comment on function builder_score.known_jobs() is 'The rows of scheduled_jobs that are this database''s own.';
 
 create function builder_score.recent_rate(
     minute timestamptz, minute_recalculated bigint, minute_before_recalculated bigint
@@ -1002,14 +1098,20 @@ comment on function builder_score.explain(builder_score.user_id) is
 -- The trigger functions on the host's tables. They append the ids of their own OLD and NEW rows and read
 -- no host table: whoever must be looked up is named by the project, which the worker turns into people
 -- in one snapshot. attach() creates the triggers; row level functions serve partitioned hosts.
+-- PostgreSQL keeps nobody from renaming a column that they name. The application's writes must not fail for it:
+-- then, until the next attach(), everyone is appended.
 
 create function builder_score.users_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 begin
+    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, 'user inserted');
     else
@@ -1029,10 +1131,20 @@ as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
 -- tg_argv[0]: the reason; the trigger's WHEN has decided that the change matters
+declare
+    v_new_id builder_score.user_id;
+    v_old_id builder_score.user_id;
 begin
-    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, tg_argv[0]);
-    if old.id is distinct from new.id then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, tg_argv[0]);
+    begin   -- nothing is written in here: it costs no subtransaction id
+        v_new_id := new.id;
+        v_old_id := old.id;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
+    if v_old_id is distinct from v_new_id then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_id, 20, tg_argv[0]);
     end if;
     return null;
 end
@@ -1044,9 +1156,13 @@ create function builder_score.users_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 begin
+    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, 'user deleted');
     else
@@ -1063,11 +1179,15 @@ create function builder_score.projects_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
 -- update that moves a project to another partition fires as a delete and an insert
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
@@ -1094,16 +1214,30 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
+declare
+    v_new_id builder_score.project_id;
+    v_old_id builder_score.project_id;
+    v_new_owner builder_score.user_id;
+    v_old_owner builder_score.user_id;
 begin
+    begin
+        v_new_id := new.id;
+        v_old_id := old.id;
+        v_new_owner := new.owner_id;
+        v_old_owner := old.owner_id;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
     -- A null owner must not become a row that names nobody: such a row stands for everyone.
-    if new.owner_id is not null then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.owner_id, 10, 'project updated');
+    if v_new_owner is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_owner, 10, 'project updated');
     end if;
-    if old.owner_id is distinct from new.owner_id or old.id is distinct from new.id then
-        if old.owner_id is not null then
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.owner_id, 10, 'project transferred');
+    if v_old_owner is distinct from v_new_owner or v_old_id is distinct from v_new_id then
+        if v_old_owner is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_owner, 10, 'project transferred');
         end if;
-        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project transferred');
+        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
     end if;
     return null;
 end
@@ -1116,10 +1250,14 @@ create function builder_score.projects_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: pg_attribute
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
@@ -1177,9 +1315,13 @@ create function builder_score.collaborators_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: statuses
+-- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         if builder_score.is_confirmed(new.status::text) then
             perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
@@ -1210,15 +1352,31 @@ as $function$
 -- reads: statuses
 -- writes: score_recalc_queue
 declare
-    v_was constant boolean := builder_score.is_confirmed(old.status::text);
-    v_is constant boolean := builder_score.is_confirmed(new.status::text);
-    v_moved constant boolean := (old.user_id, old.project_id) is distinct from (new.user_id, new.project_id);
+    v_new_user builder_score.user_id;
+    v_old_user builder_score.user_id;
+    v_new_project builder_score.project_id;
+    v_old_project builder_score.project_id;
+    v_was boolean;
+    v_is boolean;
+    v_moved boolean;
 begin
+    begin
+        v_new_user := new.user_id;
+        v_old_user := old.user_id;
+        v_new_project := new.project_id;
+        v_old_project := old.project_id;
+        v_was := builder_score.is_confirmed(old.status::text);
+        v_is := builder_score.is_confirmed(new.status::text);
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    v_moved := (v_old_user, v_old_project) is distinct from (v_new_user, v_new_project);
     if v_is and (v_moved or not v_was) then
-        perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+        perform builder_score.append_collaboration(v_new_user, v_new_project, 'collaboration confirmed');
     end if;
     if v_was and (v_moved or not v_is) then
-        perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+        perform builder_score.append_collaboration(v_old_user, v_old_project, 'collaboration ended');
     end if;
     return null;
 end
@@ -1231,9 +1389,13 @@ create function builder_score.collaborators_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: statuses
+-- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
 begin
+    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end if;
     if tg_level = 'ROW' then
         if builder_score.is_confirmed(old.status::text) then
             perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
@@ -2095,6 +2257,8 @@ begin
 
     <<protected>>
     begin
+        perform builder_score.keep_queue_ids_ahead();
+
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
         chosen := builder_score.expand_projects(20 * v_settings.batch_size);
@@ -2240,7 +2404,21 @@ comment on function builder_score.run_batch(text) is
 -- and everything that uses an operator is a function that can.
 -- reads: settings, host          writes: worker_status, and what run_batch() writes
 
-create function builder_score.begin_run(worker text) returns boolean
+create function builder_score.run_by() returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_stat_activity
+-- writes: nothing
+-- SECURITY INVOKER: what kind a backend is is shown to its own role. Over a connection pg_cron has that name.
+    select case when a.backend_type = 'pg_cron' then a.backend_type else current_setting('application_name') end
+    from pg_stat_activity as a
+    where a.pid = pg_backend_pid();
+$function$;
+
+comment on function builder_score.run_by() is 'What this session belongs to: pg_cron, or its application_name.';
+
+create function builder_score.begin_run(worker text, run_by text default null) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -2256,13 +2434,13 @@ begin
     end if;
     perform set_config('synchronous_commit', 'off', true);
     update builder_score.worker_status as w
-    set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp()
+    set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
     return true;
 end
 $function$;
 
-comment on function builder_score.begin_run(text) is 'Notes that a worker starts. False when paused.';
+comment on function builder_score.begin_run(text, text) is 'Notes that a worker starts, and what called it. False when paused.';
 
 create function builder_score.beat(worker text, every interval default '5 seconds') returns void
 language plpgsql security definer
@@ -2402,7 +2580,7 @@ begin
         delete from cron.job_run_details as d
         using cron.job as j
         where d.jobid = j.jobid
-          and j.jobname like 'builder-score-worker%'
+          and j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
           and j.database = current_database()
           and d.end_time < clock_timestamp() - $1
     $purge$ using keep;
@@ -2503,6 +2681,8 @@ declare
     v_round record;
     v_idle integer;
     v_tries integer;
+    v_started boolean;
+    v_session_name constant text := pg_catalog.current_setting('application_name');
 begin
     commit;
     set transaction isolation level read committed, read write;
@@ -2525,14 +2705,34 @@ begin
         perform pg_catalog.pg_sleep(0.05);
         commit;
         set transaction isolation level read committed, read write;
+        if pg_catalog.to_regprocedure('builder_score.is_alive(text)') is null then
+            return;     -- uninstalled meanwhile
+        end if;
     end loop;
 
-    if not builder_score.begin_run('resident') then
+    begin
+        v_started := builder_score.begin_run('resident', builder_score.run_by());
+        if v_started then
+            perform builder_score.housekeeping();
+            perform builder_score.purge_job_runs();
+        end if;
+    exception
+        when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+            -- as in the loop below: the run that we waited for may have ended because we are being uninstalled
+            if pg_catalog.to_regprocedure('builder_score.may_go_on()') is not null then
+                if builder_score.may_go_on() then
+                    raise;
+                end if;
+            end if;
+            v_started := false;
+    end;
+    if not v_started then
         perform pg_catalog.pg_advisory_unlock(1651271539, 0);
         return;
     end if;
-    perform builder_score.housekeeping();
-    perform builder_score.purge_job_runs();
+
+    -- So that monitoring tells the one long statement that is to be seen here from those that are not.
+    perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
     v_idle := 0;
     loop
@@ -2558,6 +2758,7 @@ begin
             v_idle := v_idle operator(pg_catalog.+) 1;
         end if;
     end loop;
+    perform pg_catalog.set_config('application_name', v_session_name, false);
     perform pg_catalog.pg_advisory_unlock(1651271539, 0);
 end
 $procedure$;
@@ -2805,30 +3006,43 @@ create function builder_score.scheduler() returns text
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: cron.job (pg_cron, where it is), worker_status
+-- reads: cron.job (pg_cron, where it is), worker_status, scheduled_jobs
 -- writes: nothing
+-- pg_cron shows each role its own jobs, and nothing of what it does for another database. So whoever runs the
+-- worker now counts, and last what schedule() noted, unless the caller would see that job if it were there.
 declare
+    v_visible constant boolean := exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage');
+    v_sees_all constant boolean := (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = current_user);
     v_scheduled boolean := false;
+    v_run_by text;
 begin
-    if exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage') then
+    if v_visible then
         execute 'select exists (select from cron.job where jobname = ''builder-score-worker'' and active and database = current_database())'
         into v_scheduled;
     end if;
     if v_scheduled then
         return 'pg_cron';
     end if;
+    select coalesce(w.run_by, '') into v_run_by
+    from builder_score.worker_status as w
+    where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute';
+    if v_run_by is not null then
+        return case v_run_by when 'pg_cron' then 'pg_cron' else 'worker' end;
+    end if;
     if exists (
-        select from builder_score.worker_status as w
-        where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute'
+        select from builder_score.known_jobs() as j
+        where j.cron_database <> current_database()
+           or (exists (select from pg_extension where extname = 'pg_cron')
+               and not (v_visible and (v_sees_all or j.run_as = current_user)))
     ) then
-        return 'worker';
+        return 'pg_cron';
     end if;
     return 'none';
 end
 $function$;
 
 comment on function builder_score.scheduler() is
-    'What drives the worker: pg_cron (an active job that the caller may see), worker (somebody else keeps the heartbeat going) or none.';
+    'What drives the worker: pg_cron (here or in another database), worker (somebody else keeps the heartbeat going) or none.';
 
 create function builder_score.job_runs(max_rows integer default 5)
 returns table (job text, run_as text, started_at timestamptz, ended_at timestamptz, status text, message text)
@@ -2846,7 +3060,7 @@ begin
         select j.jobname::text, j.username::text, d.start_time, d.end_time, d.status::text, d.return_message::text
         from cron.job_run_details as d
         join cron.job as j on j.jobid = d.jobid
-        where j.jobname like 'builder-score-worker%'
+        where j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
           and j.database = current_database()
         order by d.runid desc
         limit $1
@@ -2885,6 +3099,7 @@ select q.queue_depth,
        s.paused,
        s.paused_reason,
        h.attached_at is not null as attached,
+       (select min(j.cron_database) from builder_score.known_jobs() as j where j.cron_database <> current_database()) as cron_database,
        b.seen as backfill_seen,
        b.estimated_total as backfill_total,
        t.batches,
@@ -2934,6 +3149,7 @@ comment on column builder_score.health.scheduler is 'pg_cron, worker or none.';
 comment on column builder_score.health.paused is 'Whether workers are told to leave.';
 comment on column builder_score.health.paused_reason is 'Why.';
 comment on column builder_score.health.attached is 'Whether triggers and views are in place.';
+comment on column builder_score.health.cron_database is 'The other database whose pg_cron was told to run the worker; null: this one, or none.';
 comment on column builder_score.health.backfill_seen is 'Users that the walk over everyone has seen; null when none is under way.';
 comment on column builder_score.health.backfill_total is 'How many there are, by the planner''s statistics.';
 comment on column builder_score.health.batches is 'Batches so far.';
@@ -2945,9 +3161,112 @@ comment on column builder_score.health.last_batch_at is 'End of the last batch t
 comment on column builder_score.health.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.health.last_error_at is 'When.';
 
+-- How the host's tables are locked: for an instant, and never with the application queueing behind us.
+-- reads: pg_catalog          writes: nothing
+-- locks on host tables: none by itself
+
+create function builder_score.lock_host_tables(
+    table_names name[] default array['users', 'projects', 'project_collaborators']::name[],
+    lock_mode text default 'access exclusive'
+) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '0.5s'
+as $function$
+-- reads: pg_inherits, pg_settings, pg_locks, pg_stat_activity
+-- writes: nothing
+-- Queries that come while we wait for a lock queue behind us, and a transaction of the application's may want what we
+-- have while we want what it has. So all the locks together are waited for no longer than half a second, and half of
+-- deadlock_timeout: nobody is held up for longer, and we are who gives up. Then all of them are let go, and tried
+-- again later where builder_score.lock_wait allows.
+declare
+    v_most constant interval := least(
+        interval '0.5 seconds',
+        (select make_interval(secs => s.setting::integer / 2000.0) from pg_settings as s where s.name = 'deadlock_timeout'));
+    v_patience constant interval := greatest(
+        v_most, nullif(current_setting('builder_score.lock_wait', true), '')::interval);
+    v_deadline constant timestamptz := clock_timestamp() + v_patience;
+    v_nap double precision := 0.1;
+    v_began timestamptz;
+    v_table record;
+    v_holders text;
+begin
+    if lock_mode not in ('share', 'access exclusive') then
+        raise exception 'lock mode "%" is not one that a migration takes', lock_mode
+            using errcode = 'invalid_parameter_value',
+                  hint = 'Expected share or access exclusive.';
+    end if;
+    loop
+        begin
+            v_began := clock_timestamp();
+            for v_table in
+                with recursive tree as (
+                    select n.place, 0 as depth, builder_score.host_table(n.name)::oid as id
+                    from unnest(table_names) with ordinality as n(name, place)
+                    union all
+                    select t.place, t.depth + 1, i.inhrelid
+                    from tree as t join pg_inherits as i on i.inhparent = t.id
+                )
+                select x.id, x.id::regclass as name, x.depth < 0 as is_view
+                from (
+                    -- Before a table our view of it, as whatever reads through the view does: the other way round an
+                    -- attach() that goes on to replace the view would wait for a batch that waits for the table.
+                    select to_regclass('builder_score.' || v.view_name)::oid as id, -1 as depth, n.place
+                    from unnest(table_names) with ordinality as n(name, place)
+                    join (values ('users', 'host_users'), ('projects', 'host_projects'), ('project_collaborators', 'host_collaborations'))
+                        as v(table_name, view_name) on v.table_name = n.name
+                    where lock_mode = 'access exclusive'
+                    union all
+                    select t.id, min(t.depth), min(t.place) from tree as t group by t.id
+                ) as x
+                where x.id is not null
+                order by x.depth, x.place, x.id
+            loop
+                perform set_config('lock_timeout', greatest(1, ceil(1000 * extract(epoch from v_began + v_most - clock_timestamp())))::text, true);
+                if v_table.is_view then
+                    -- LOCK TABLE would ask for privileges on the table that the view's owner does not have
+                    execute format('alter view %s owner to %I', v_table.name, builder_score.owner_role());
+                elsif lock_mode = 'share' then
+                    execute format('lock table only %s in share mode', v_table.name);
+                else
+                    execute format('lock table only %s in access exclusive mode', v_table.name);
+                end if;
+            end loop;
+            return;
+        exception when lock_not_available then
+            if clock_timestamp() >= v_deadline then
+                select string_agg(distinct h.holder, ', ' order by h.holder) into v_holders
+                from (
+                    select case when l.pid is null then 'a prepared transaction (see pg_prepared_xacts)'
+                           else format('pid %s (%s)', l.pid, concat_ws(', ', nullif(a.application_name, ''), 'role ' || a.usename,
+                                       'in a transaction since ' || to_char(a.xact_start, 'YYYY-MM-DD HH24:MI:SS TZ'))) end
+                    from pg_locks as l
+                    left join pg_stat_activity as a on a.pid = l.pid
+                    where l.granted and l.locktype = 'relation' and l.relation = v_table.id
+                      and l.database = (select d.oid from pg_database as d where d.datname = current_database())
+                      and l.pid is distinct from pg_backend_pid()
+                      and (lock_mode <> 'share' or l.mode not in ('AccessShareLock', 'RowShareLock', 'ShareLock'))
+                ) as h(holder);
+                raise exception '% could not be locked within % s', v_table.name, round(extract(epoch from v_patience), 3)::real
+                    using errcode = 'lock_not_available',
+                          detail = coalesce('It is held by ' || v_holders || '.', 'Nobody holds it any more.'),
+                          hint = 'Run the same again when they have let go, or end them with SELECT pg_terminate_backend(pid).';
+            end if;
+        end;
+        -- outside the block: nothing is locked while we sleep
+        perform pg_sleep(least(v_nap * (0.5 + random() / 2), greatest(0, extract(epoch from v_deadline - clock_timestamp()))));
+        v_nap := least(v_nap * 1.5, 5);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.lock_host_tables(name[], text) is
+    'Locks host tables with all their partitions until the transaction ends, all within half a second or none; tries again '
+    'for as long as the setting builder_score.lock_wait says, else raises 55P03 with who holds them. The caller owns the tables.';
+
 -- Onto the host's tables and off them again. All SECURITY INVOKER: the caller owns the host's tables.
 -- reads: pg_catalog          writes: host views, triggers, policies and grants on the host's tables
--- locks on host tables: ACCESS EXCLUSIVE for milliseconds (policies, and triggers that are replaced)
+-- locks on host tables: ACCESS EXCLUSIVE for milliseconds, as lock_host_tables() takes it
 
 create function builder_score.owner_role() returns name
 language sql stable
@@ -2967,23 +3286,82 @@ $function$;
 
 comment on function builder_score.host_table(name) is 'One of the host''s three tables, in the schema given at install; null where it is missing.';
 
-create function builder_score.host_column_type(table_name name, column_name name) returns text
+create function builder_score.base_type(type_id oid) returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $function$
     with recursive base(type_id) as (
-        select a.atttypid
-        from pg_attribute as a
-        where a.attrelid = builder_score.host_table(host_column_type.table_name)
-          and a.attname = host_column_type.column_name
-          and not a.attisdropped
+        select base_type.type_id
         union all
         select t.typbasetype from base as b join pg_type as t on t.oid = b.type_id where t.typtype = 'd'
     )
     select format_type(b.type_id, null) from base as b join pg_type as t on t.oid = b.type_id where t.typtype <> 'd';
 $function$;
 
+comment on function builder_score.base_type(oid) is 'A type''s name, domains resolved.';
+
+create function builder_score.host_column_type(table_name name, column_name name) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select builder_score.base_type(a.atttypid)
+    from pg_attribute as a
+    where a.attrelid = builder_score.host_table(host_column_type.table_name)
+      and a.attname = host_column_type.column_name
+      and not a.attisdropped;
+$function$;
+
 comment on function builder_score.host_column_type(name, name) is 'Type of a host column, domains resolved; null where there is no such column.';
+
+create function builder_score.require_host_types() returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    v_odd text;
+begin
+    select string_agg(format('%s.id has type %s', t.name, builder_score.host_column_type(t.name, 'id')), ', ')
+    into v_odd
+    from unnest(array['users', 'projects']::name[]) as t(name)
+    where not exists (
+        select from pg_type as y
+        where y.oid = to_regtype(builder_score.host_column_type(t.name, 'id')) and y.typnamespace = 'pg_catalog'::regnamespace);
+    if v_odd is not null then
+        raise exception '%', v_odd
+            using errcode = 'datatype_mismatch',
+                  detail = 'Expected a type of PostgreSQL''s own, such as uuid, bigint or text: the comparison of another type lies in a '
+                           'schema that the worker''s search_path leaves out.',
+                  hint = 'Give the table a key of such a type.';
+    end if;
+    select string_agg(format('%s.id has type %s, and builder_score was installed for %s', t.name, t.now, t.installed), '; ')
+    into v_odd
+    from (
+        select h.name, builder_score.host_column_type(h.name, 'id') as now, builder_score.base_type(h.domain) as installed
+        from (values ('users'::name, 'builder_score.user_id'::regtype), ('projects', 'builder_score.project_id')) as h(name, domain)
+    ) as t
+    where t.now <> t.installed
+      -- narrower than the domain: every id fits, and is found by the same index
+      and not (t.installed = 'bigint' and t.now in ('integer', 'smallint'))
+      and not (t.installed = 'integer' and t.now = 'smallint')
+      and not (t.installed in ('text', 'character varying') and t.now in ('text', 'character varying'));
+    if v_odd is not null then
+        raise exception '%', v_odd
+            using errcode = 'datatype_mismatch',
+                  detail = 'The queue and what is remembered of each user hold ids of the type that was found at install.',
+                  hint = 'Install anew, which computes everybody''s score again: pyscore uninstall, then pyscore migrate. '
+                         'DELETE FROM builder_score.host_additions WHERE kind = ''column''; before it keeps users.builder_score as it is meanwhile.';
+    end if;
+    if builder_score.host_column_type('users', 'builder_score') not in
+       ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
+        raise exception 'users.builder_score has type %', builder_score.host_column_type('users', 'builder_score')
+            using errcode = 'datatype_mismatch',
+                  detail = 'Expected smallint, integer, bigint, real, double precision or numeric.',
+                  hint = 'Change the column''s type, or rename it: migrate then adds one of its own.';
+    end if;
+end
+$function$;
+
+comment on function builder_score.require_host_types() is 'Raises where a key or the score has a type that cannot serve.';
 
 create function builder_score.require_host() returns void
 language plpgsql stable
@@ -3004,26 +3382,7 @@ begin
                   detail = 'Expected users (id, builder_score), projects (id, owner_id, status) and project_collaborators (project_id, user_id, status).',
                   hint = 'Add what is missing, then SELECT * FROM builder_score.attach();';
     end if;
-    select string_agg(format('%s.id has type %s', t.name, builder_score.host_column_type(t.name, 'id')), ', ')
-    into v_missing
-    from unnest(array['users', 'projects']::name[]) as t(name)
-    where not exists (
-        select from pg_type as y
-        where y.oid = to_regtype(builder_score.host_column_type(t.name, 'id')) and y.typnamespace = 'pg_catalog'::regnamespace);
-    if v_missing is not null then
-        raise exception '%', v_missing
-            using errcode = 'datatype_mismatch',
-                  detail = 'Expected a type of PostgreSQL''s own, such as uuid, bigint or text: the comparison of another type lies in a '
-                           'schema that the worker''s search_path leaves out.',
-                  hint = 'Give the table a key of such a type.';
-    end if;
-    if builder_score.host_column_type('users', 'builder_score') not in
-       ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
-        raise exception 'users.builder_score has type %', builder_score.host_column_type('users', 'builder_score')
-            using errcode = 'datatype_mismatch',
-                  detail = 'Expected smallint, integer, bigint, real, double precision or numeric.',
-                  hint = 'Change the column''s type, or rename it: migrate then adds one of its own.';
-    end if;
+    perform builder_score.require_host_types();
 end
 $function$;
 
@@ -3142,29 +3501,27 @@ $function$;
 
 comment on function builder_score.changed_condition(name, name[]) is 'Part of attach(): a trigger''s WHEN, over those of the columns that the host has.';
 
-create function builder_score.define_triggers() returns void
-language plpgsql
+create function builder_score.needed_triggers()
+returns table (host_table regclass, trigger_name name, definition text, comment text)
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_catalog
--- writes: triggers on the host's tables
 declare
     v_table name;
-    v_regclass regclass;
     v_function text;
     v_partitioned boolean;
     v_project_too text;
     v_trigger record;
 begin
     foreach v_table in array array['users', 'projects', 'project_collaborators']::name[] loop
-        v_regclass := builder_score.host_table(v_table);
+        host_table := builder_score.host_table(v_table);
         v_function := case v_table when 'project_collaborators' then 'collaborators' else v_table end;
         -- Statement triggers on a partitioned table miss what is written to a partition directly.
-        v_partitioned := (select c.relkind = 'p' from pg_class as c where c.oid = v_regclass);
+        v_partitioned := (select c.relkind = 'p' from pg_class as c where c.oid = host_table);
         v_project_too := case when v_table = 'projects' then
             quote_literal(v_partitioned or not exists (
                 select from pg_constraint as f
-                where f.contype = 'f' and f.convalidated and f.confrelid = v_regclass
+                where f.contype = 'f' and f.convalidated and f.confrelid = host_table
                   and f.conrelid = builder_score.host_table('project_collaborators')))
             else '' end;
 
@@ -3192,79 +3549,183 @@ begin
             ) as t(name, table_name, event, level, condition, function_call, comment)
             where t.table_name = v_table
         loop
-            execute format('drop trigger if exists %I on %s', 'builder_score_' || v_trigger.name, v_regclass);
-            execute format('create trigger %I after %s on %s %s %s execute function builder_score.%s',
-                'builder_score_' || v_trigger.name, v_trigger.event, v_regclass, v_trigger.level,
+            trigger_name := 'builder_score_' || v_trigger.name;
+            definition := format('create trigger %I after %s on %s %s %s execute function builder_score.%s',
+                trigger_name, v_trigger.event, host_table, v_trigger.level,
                 case when v_trigger.condition is not null then format('when (%s)', v_trigger.condition) else '' end,
                 v_trigger.function_call);
-            execute format('comment on trigger %I on %s is %L', 'builder_score_' || v_trigger.name, v_regclass, v_trigger.comment);
+            comment := v_trigger.comment;
+            return next;
+        end loop;
+
+        -- Row triggers reach the partitions by themselves; one for TRUNCATE does not.
+        for host_table in
+            select t.relid::regclass
+            from pg_partition_tree(host_table) as t
+            join pg_class as c on c.oid = t.relid
+            where t.level > 0 and c.relkind in ('r', 'p')
+        loop
+            trigger_name := 'builder_score_truncate';
+            definition := format('create trigger %I after truncate on %s for each statement execute function builder_score.host_truncated()',
+                trigger_name, host_table);
+            comment := 'Appends one row that stands for everyone.';
+            return next;
         end loop;
     end loop;
 end
 $function$;
 
-comment on function builder_score.define_triggers() is 'Part of attach(): the triggers on the host''s three tables, all named builder_score_....';
+comment on function builder_score.needed_triggers() is 'The triggers on the host''s three tables and their partitions, all named builder_score_...: what attach() creates.';
+
+create function builder_score.define_triggers() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: triggers on the host's tables
+declare
+    v_trigger record;
+begin
+    for v_trigger in select * from builder_score.needed_triggers() loop
+        execute format('drop trigger if exists %I on %s', v_trigger.trigger_name, v_trigger.host_table);
+        execute v_trigger.definition;
+        execute format('comment on trigger %I on %s is %L', v_trigger.trigger_name, v_trigger.host_table, v_trigger.comment);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.define_triggers() is 'Part of attach(): makes needed_triggers().';
+
+create function builder_score.lets_everything(host_table regclass, role_name name, command "char") returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select coalesce(bool_or(p.polpermissive and pg_get_expr(p.polqual, p.polrelid) = 'true'
+                            and coalesce(pg_get_expr(p.polwithcheck, p.polrelid) = 'true', true))
+                    and bool_and(p.polpermissive), false)
+    from pg_policy as p
+    where p.polrelid = lets_everything.host_table
+      and p.polcmd in ('*', lets_everything.command)
+      and exists (select from unnest(p.polroles) as r(oid) where r.oid = 0 or pg_has_role(lets_everything.role_name, r.oid, 'usage'));
+$function$;
+
+comment on function builder_score.lets_everything(regclass, name, "char") is
+    'Whether the policies for a role let every row through: r to be read, w to be updated.';
+
+create function builder_score.needed_access()
+returns table (host_table regclass, policy_name name, statement text, comment text)
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    v_owner constant name := builder_score.owner_role();
+    v_sees_all constant boolean := (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner);
+    v_usage boolean;
+    v_host record;
+    v_restrictive text;
+begin
+    for v_host in
+        select c.oid::regclass as name, c.relname, c.relnamespace::regnamespace as schema_name, p.rolname as table_owner,
+               c.relrowsecurity and c.relforcerowsecurity as is_forced
+        from unnest(array['users', 'projects', 'project_collaborators']::name[]) with ordinality as t(name, place)
+        join pg_class as c on c.oid = builder_score.host_table(t.name)
+        join pg_roles as p on p.oid = c.relowner
+        order by t.place
+    loop
+        host_table := v_host.name;
+        if v_owner <> 'builder_score_owner' then
+            -- Everything is the installer's, who owns the tables: nothing to grant. A policy that lets it see every
+            -- row could end the row security of an application that connects as this very role.
+            if v_host.is_forced and not v_sees_all
+               and not (builder_score.lets_everything(host_table, v_owner, 'r')
+                        and (v_host.relname <> 'users' or builder_score.lets_everything(host_table, v_owner, 'w'))) then
+                raise exception 'row level security is forced on %, and nothing lets %, who owns builder_score here, see every row', host_table, v_owner
+                    using errcode = 'object_not_in_prerequisite_state',
+                          detail = 'Scores would be computed from the rows that the policies let through, and silently be too low.',
+                          hint = format('Either pyscore uninstall, then as a superuser CREATE ROLE builder_score_owner NOLOGIN; CREATE ROLE builder_score_operator NOLOGIN; '
+                                        'GRANT builder_score_owner TO %1$I; and migrate again. Or, where the application never connects as %1$I: '
+                                        'CREATE POLICY every_row ON %2$s TO %1$I USING (true); then attach again.', v_owner, host_table);
+            end if;
+            continue;
+        end if;
+        if v_owner <> v_host.table_owner then
+            policy_name := null;
+            comment := null;
+            v_usage := coalesce(v_usage, has_schema_privilege(v_owner, v_host.schema_name::oid, 'usage'));
+            if not v_usage then
+                statement := format('grant usage on schema %s to %I', v_host.schema_name, v_owner);
+                return next;
+                v_usage := true;
+            end if;
+            statement := format('grant select on %s to %I', host_table, v_owner);
+            return next;
+            if v_host.relname = 'users' then
+                statement := format('grant update (builder_score) on %s to %I', host_table, v_owner);
+                return next;
+            end if;
+        end if;
+
+        -- Also where row level security is off: a policy that is there does no harm, and one that is missing on
+        -- the day it is switched on makes everybody's score silently too low.
+        if not v_sees_all then
+            select string_agg(format('%I', p.polname), ', ')
+            into v_restrictive
+            from pg_policy as p
+            where p.polrelid = host_table
+              and not p.polpermissive
+              and p.polcmd in ('*', 'r', 'w')
+              and exists (select from unnest(p.polroles) as r(oid) where r.oid = 0 or pg_has_role(v_owner, r.oid, 'member'));
+            if v_restrictive is not null then
+                raise exception 'restrictive policy % on % applies to %', v_restrictive, host_table, v_owner
+                    using errcode = 'object_not_in_prerequisite_state',
+                          detail = 'Scores would be computed from the rows that the policy lets through, and silently be too low.',
+                          hint = format('ALTER POLICY ... ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', host_table, v_owner);
+            end if;
+            policy_name := 'builder_score_read';
+            statement := format('create policy builder_score_read on %s for select to %I using (true)', host_table, v_owner);
+            comment := 'Scores count every row.';
+            return next;
+            if v_host.relname = 'users' then
+                policy_name := 'builder_score_write';
+                statement := format('create policy builder_score_write on %s for update to %I using (true) with check (true)', host_table, v_owner);
+                comment := 'The worker locks users and writes builder_score.';
+                return next;
+            end if;
+        end if;
+    end loop;
+end
+$function$;
+
+comment on function builder_score.needed_access() is
+    'The grants on the host''s tables, for builder_score_owner alone, and the permissive policies for it: what attach() makes; none '
+    'where everything is the installer''s. Raises where row level security would hide rows from the role that owns us.';
 
 create function builder_score.define_access() returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_catalog
--- writes: grants and policies on the host's tables, for the owner role alone
+-- writes: grants and policies on the host's tables, for builder_score_owner alone
 declare
-    v_owner constant name := builder_score.owner_role();
-    v_host record;
-    v_restrictive text;
+    v_needed record;
 begin
-    for v_host in
-        select c.oid::regclass as name, c.relname, c.relrowsecurity, c.relnamespace::regnamespace as schema_name, p.rolname as table_owner
-        from unnest(array['users', 'projects', 'project_collaborators']::name[]) as t(name)
-        join pg_class as c on c.oid = builder_score.host_table(t.name)
-        join pg_roles as p on p.oid = c.relowner
-    loop
-        if v_owner <> v_host.table_owner then
-            if not has_schema_privilege(v_owner, v_host.schema_name::oid, 'usage') then
-                execute format('grant usage on schema %s to %I', v_host.schema_name, v_owner);
-            end if;
-            execute format('grant select on %s to %I', v_host.name, v_owner);
-            if v_host.relname = 'users' then
-                execute format('grant update (builder_score) on %s to %I', v_host.name, v_owner);
-            end if;
+    for v_needed in select * from builder_score.needed_access() loop
+        if v_needed.policy_name is null then
+            execute v_needed.statement;
+            continue;
         end if;
-
-        -- Also where row level security is off: a policy that is there does no harm, and one that is missing on
-        -- the day it is switched on makes everybody's score silently too low.
-        if not (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = v_owner) then
-            select string_agg(format('%I', p.polname), ', ')
-            into v_restrictive
-            from pg_policy as p
-            where p.polrelid = v_host.name
-              and not p.polpermissive
-              and p.polcmd in ('*', 'r', 'w')
-              and exists (select from unnest(p.polroles) as r(oid) where r.oid = 0 or pg_has_role(v_owner, r.oid, 'member'));
-            if v_restrictive is not null then
-                raise exception 'restrictive policy % on % applies to %', v_restrictive, v_host.name, v_owner
-                    using errcode = 'object_not_in_prerequisite_state',
-                          detail = 'Scores would be computed from the rows that the policy lets through, and silently be too low.',
-                          hint = format('ALTER POLICY ... ON %s TO the application''s roles, so that it does not apply to %I; then attach again.', v_host.name, v_owner);
-            end if;
-            execute format('drop policy if exists builder_score_read on %s', v_host.name);
-            execute format('create policy builder_score_read on %s for select to %I using (true)', v_host.name, v_owner);
-            execute format('comment on policy builder_score_read on %s is %L', v_host.name, 'Scores count every row.');
-            if v_host.relname = 'users' then
-                execute format('drop policy if exists builder_score_write on %s', v_host.name);
-                execute format('create policy builder_score_write on %s for update to %I using (true) with check (true)', v_host.name, v_owner);
-                execute format('comment on policy builder_score_write on %s is %L', v_host.name, 'The worker locks users and writes builder_score.');
-            end if;
-            if v_host.relrowsecurity then
-                return next format('policy for %I on %s', v_owner, v_host.name);
-            end if;
+        execute format('drop policy if exists %I on %s', v_needed.policy_name, v_needed.host_table);
+        execute v_needed.statement;
+        execute format('comment on policy %I on %s is %L', v_needed.policy_name, v_needed.host_table, v_needed.comment);
+        if v_needed.policy_name = 'builder_score_read'
+           and (select c.relrowsecurity from pg_class as c where c.oid = v_needed.host_table) then
+            return next format('policy for %I on %s', builder_score.owner_role(), v_needed.host_table);
         end if;
     end loop;
 end
 $function$;
 
-comment on function builder_score.define_access() is 'Part of attach(): what the owner role needs on the host''s tables, and permissive policies for it.';
+comment on function builder_score.define_access() is 'Part of attach(): makes needed_access(). Returns what matters now: policies where row level security is on.';
 
 create function builder_score.trial_write() returns void
 language plpgsql security definer
@@ -3321,18 +3782,98 @@ $function$;
 
 comment on function builder_score.try_write() is 'Tries one write in a rolled-back subtransaction. Null when it works, else what mends it.';
 
-create function builder_score.attach(host_search_path text default current_setting('search_path')) returns setof text
+create function builder_score.attached_tables() returns setof regclass
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    -- the three, and whatever they were when they were attached: a table may have been renamed since
+    select t.tgrelid::regclass
+    from pg_trigger as t
+    join pg_proc as p on p.oid = t.tgfoid
+    join pg_class as c on c.oid = t.tgrelid
+    where p.pronamespace = 'builder_score'::regnamespace and c.relnamespace <> p.pronamespace
+      and not t.tgisinternal and t.tgparentid = 0
+    union
+    select p.polrelid::regclass
+    from pg_policy as p
+    where p.polname in ('builder_score_read', 'builder_score_write') and p.polroles = array[builder_score.owner_role()::text::regrole::oid]
+    union
+    select builder_score.host_table(n.name)
+    from unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
+    where builder_score.host_table(n.name) is not null;
+$function$;
+
+comment on function builder_score.attached_tables() is 'The host''s tables, and those that have triggers or policies of ours.';
+
+create function builder_score.release_table(host_table regclass) returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: removes our triggers, policies and grants on one table
+declare
+    v_owner constant name := builder_score.owner_role();
+    v_object record;
+    v_count integer := 0;
+begin
+    for v_object in
+        select t.tgname
+        from pg_trigger as t
+        join pg_proc as p on p.oid = t.tgfoid
+        where t.tgrelid = release_table.host_table
+          and p.pronamespace = 'builder_score'::regnamespace and not t.tgisinternal and t.tgparentid = 0
+    loop
+        execute format('drop trigger %I on %s', v_object.tgname, release_table.host_table);
+        v_count := v_count + 1;
+    end loop;
+    if v_count > 0 and not (select c.relispartition from pg_class as c where c.oid = release_table.host_table) then
+        return next format('%s triggers on %s removed', v_count, release_table.host_table);
+    end if;
+
+    for v_object in
+        select p.polname
+        from pg_policy as p
+        where p.polrelid = release_table.host_table and p.polname in ('builder_score_read', 'builder_score_write')
+    loop
+        execute format('drop policy %I on %s', v_object.polname, release_table.host_table);
+        return next format('policy %I on %s removed', v_object.polname, release_table.host_table);
+    end loop;
+
+    if v_owner = 'builder_score_owner' and (select pg_get_userbyid(c.relowner) from pg_class as c where c.oid = release_table.host_table) <> v_owner then
+        execute format('revoke select on %s from %I', release_table.host_table, v_owner);
+        if exists (
+            select from pg_attribute as a
+            where a.attrelid = release_table.host_table and a.attname = 'builder_score' and not a.attisdropped
+        ) then
+            execute format('revoke update (builder_score) on %s from %I', release_table.host_table, v_owner);
+        end if;
+    end if;
+end
+$function$;
+
+comment on function builder_score.release_table(regclass) is 'Part of detach(): removes our triggers, policies and grants on one table. Returns what it did.';
+
+create function builder_score.attach(host_search_path text default current_setting('search_path'), host_schema name default null)
+returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set client_min_messages = warning
 as $function$
 -- reads: pg_catalog, host_users
--- writes: host views, triggers, policies and grants on the host's tables, host, score_recalc_queue
+-- writes: host views, triggers, policies and grants on the host's tables, host, host_additions, score_recalc_queue
 declare
     v_trouble text;
     v_type text;
 begin
+    if attach.host_schema is not null then
+        update builder_score.host_additions as a
+        set schema_name = attach.host_schema
+        from builder_score.host as h
+        where a.kind in ('table', 'column', 'index') and a.schema_name = h.host_schema;
+        update builder_score.host as h set host_schema = attach.host_schema;
+    end if;
     perform builder_score.require_host();
+    perform builder_score.lock_host_tables();
 
     v_type := builder_score.host_column_type('users', 'builder_score');
     update builder_score.host as h
@@ -3347,6 +3888,13 @@ begin
             else 1 end,
         attached_at = clock_timestamp();
 
+    -- what was a host's table when we were attached before, and has given its name to another
+    return query
+    select r.said
+    from builder_score.attached_tables() as t(former)
+    cross join lateral builder_score.release_table(t.former) as r(said)
+    where t.former not in (select n.host_table from builder_score.needed_triggers() as n);
+
     perform builder_score.define_host_views();
     return next 'views builder_score.host_users, host_projects, host_collaborations';
     return query select * from builder_score.define_access();
@@ -3354,23 +3902,30 @@ begin
     return next format('triggers builder_score_... on %s, %s, %s', builder_score.host_table('users'),
         builder_score.host_table('projects'), builder_score.host_table('project_collaborators'));
 
+    return query
+    select format('no usable index on %s %s; in psql: SELECT builder_score.missing_index_statements() \gexec', builder_score.host_table(n.table_name), n.key_definition)
+    from builder_score.needed_indexes() as n
+    where not builder_score.has_index(builder_score.host_table(n.table_name), n.key_columns);
+
     v_trouble := builder_score.try_write();
     if v_trouble is not null then
         raise warning '%', v_trouble;
         return next v_trouble;
     end if;
 
-    if exists (select from builder_score.host_users) then
+    -- also for people who are remembered and gone with a table that was dropped
+    if exists (select from builder_score.host_users) or exists (select from builder_score.score_state)
+       or exists (select from builder_score.score_dead_letter) then
         perform builder_score.enqueue_everyone('attach');
         return next 'everyone is enqueued';
     end if;
 end
 $function$;
 
-comment on function builder_score.attach(text) is
+comment on function builder_score.attach(text, name) is
     '(Re)creates the views, triggers, grants and policies on the host''s tables from the columns it finds, tries one write, and '
-    'enqueues everyone. Idempotent; returns what it did. The caller owns the host''s tables. The argument is the '
-    'search_path for the host''s own triggers on users.';
+    'enqueues everyone. Idempotent; returns what it did. The caller owns the host''s tables. The arguments: the search_path '
+    'for the host''s own triggers on users, and where the tables are now if they have moved to another schema.';
 
 create function builder_score.detach() returns setof text
 language plpgsql
@@ -3381,51 +3936,25 @@ as $function$
 -- writes: removes host views, and our triggers, policies and grants on the host's tables; host
 declare
     v_owner constant name := builder_score.owner_role();
-    v_object record;
-    v_count integer := 0;
+    v_table regclass;
+    v_schema record;
 begin
-    for v_object in
-        select t.tgname, t.tgrelid::regclass as host_table
-        from pg_trigger as t
-        join unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
-            on t.tgrelid = builder_score.host_table(n.name)
-        where t.tgname like 'builder\_score\_%' and not t.tgisinternal
-    loop
-        execute format('drop trigger %I on %s', v_object.tgname, v_object.host_table);
-        v_count := v_count + 1;
-    end loop;
-    return next format('%s triggers removed', v_count);
-
-    for v_object in
-        select p.polname, p.polrelid::regclass as host_table
-        from pg_policy as p
-        join unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
-            on p.polrelid = builder_score.host_table(n.name)
-        where p.polname in ('builder_score_read', 'builder_score_write')
-    loop
-        execute format('drop policy %I on %s', v_object.polname, v_object.host_table);
-        return next format('policy %I on %s removed', v_object.polname, v_object.host_table);
+    perform builder_score.lock_host_tables();
+    for v_table in select t.attached from builder_score.attached_tables() as t(attached) order by t.attached loop
+        return query select * from builder_score.release_table(v_table);
     end loop;
 
     drop view if exists builder_score.host_users, builder_score.host_projects, builder_score.host_collaborations;
     return next 'views removed';
 
-    for v_object in
-        select c.oid::regclass as host_table, c.relname, c.relnamespace::regnamespace as schema_name
-        from unnest(array['users', 'projects', 'project_collaborators']::name[]) as n(name)
-        join pg_class as c on c.oid = builder_score.host_table(n.name)
-        where pg_get_userbyid(c.relowner) <> v_owner
+    for v_schema in
+        select n.oid::regnamespace as name
+        from builder_score.host as h
+        join pg_namespace as n on n.nspname = h.host_schema
+        cross join lateral aclexplode(n.nspacl) as a
+        where v_owner = 'builder_score_owner' and a.grantee = v_owner::text::regrole and a.privilege_type = 'USAGE'
     loop
-        execute format('revoke select on %s from %I', v_object.host_table, v_owner);
-        if v_object.relname = 'users' and builder_score.host_column_type('users', 'builder_score') is not null then
-            execute format('revoke update (builder_score) on %s from %I', v_object.host_table, v_owner);
-        end if;
-        if exists (
-            select from pg_namespace as n cross join lateral aclexplode(n.nspacl) as a
-            where n.oid = v_object.schema_name and a.grantee = v_owner::text::regrole
-        ) then
-            execute format('revoke usage on schema %s from %I', v_object.schema_name, v_owner);
-        end if;
+        execute format('revoke usage on schema %s from %I', v_schema.name, v_owner);
     end loop;
 
     update builder_score.host set attached_at = null;
@@ -3435,8 +3964,32 @@ $function$;
 comment on function builder_score.detach() is
     'Removes the views, and our triggers, policies and grants on the host''s tables; the queue and all scores stay. Returns what it did.';
 
+-- The one column that we keep.
+-- reads: pg_catalog          writes: nothing; the statements it returns do
+-- locks on host tables: none by itself
+
+create function builder_score.missing_column_statements() returns setof text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: nothing
+begin
+    if builder_score.host_column_type('users', 'builder_score') is null then
+        -- a constant default: no row is rewritten
+        return next format('alter table %s add column builder_score integer default 0', builder_score.host_table('users'));
+        return next format('comment on column %s.builder_score is %L', builder_score.host_table('users'),
+            'Reputation, 0 to 100, kept by the schema builder_score.');
+    end if;
+end
+$function$;
+
+comment on function builder_score.missing_column_statements() is
+    'The statements that add users.builder_score. None where the host has it.';
+
 -- The indexes on the host's tables that the score needs and the host may lack.
 -- reads: pg_catalog, host_additions          writes: nothing; the statements it returns do
+-- locks on host tables: none by itself
 
 create function builder_score.needed_indexes()
 returns table (table_name name, index_name name, key_columns name[], key_definition text, comment text)
@@ -3453,32 +4006,53 @@ $function$;
 
 comment on function builder_score.needed_indexes() is 'What we need an index on, and its name where the host has none.';
 
-create function builder_score.has_index(host_table regclass, key_columns name[]) returns boolean
+create function builder_score.usable_index(host_table regclass, key_columns name[]) returns regclass
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $function$
     -- valid, whole, a btree that begins with these columns, all in one direction
-    select exists (
-        select
-        from pg_index as i
-        join pg_class as c on c.oid = i.indexrelid
-        join pg_am as m on m.oid = c.relam and m.amname = 'btree'
-        where i.indrelid = has_index.host_table
-          and i.indisvalid
-          and i.indpred is null
-          and i.indnkeyatts >= cardinality(key_columns)
-          and key_columns = array(
-              select a.attname
-              from generate_series(0, cardinality(key_columns) - 1) as k(place)
-              join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place]
-              order by k.place)
-          and (cardinality(key_columns) = 1
-               or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3))
-                   from generate_series(0, cardinality(key_columns) - 1) as k(place)))
-    );
+    select i.indexrelid::regclass
+    from pg_index as i
+    join pg_class as c on c.oid = i.indexrelid
+    join pg_am as m on m.oid = c.relam and m.amname = 'btree'
+    where i.indrelid = usable_index.host_table
+      and i.indisvalid
+      and i.indpred is null
+      and i.indnkeyatts >= cardinality(key_columns)
+      and key_columns = array(
+          select a.attname
+          from generate_series(0, cardinality(key_columns) - 1) as k(place)
+          join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place]
+          order by k.place)
+      and (cardinality(key_columns) = 1
+           or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3))
+               from generate_series(0, cardinality(key_columns) - 1) as k(place)))
+    order by i.indnkeyatts, c.relname
+    limit 1;
+$function$;
+
+comment on function builder_score.usable_index(regclass, name[]) is
+    'The index of a table that begins with these columns, under whatever name and in whatever direction; null where there is none.';
+
+create function builder_score.has_index(host_table regclass, key_columns name[]) returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select builder_score.usable_index(host_table, key_columns) is not null;
 $function$;
 
 comment on function builder_score.has_index(regclass, name[]) is 'Whether the table has a usable index that begins with these columns, under whatever name.';
+
+create function builder_score.under_lock(table_name name, lock_mode text, statements text[]) returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select format(E'do $locked$\nbegin\n    perform builder_score.lock_host_tables(array[%L]::name[], %L);\n    %s;\nend\n$locked$',
+        under_lock.table_name, under_lock.lock_mode, array_to_string(under_lock.statements, E';\n    '));
+$function$;
+
+comment on function builder_score.under_lock(name, text, text[]) is
+    'One statement that locks a host table as lock_host_tables() does, and then runs the given ones.';
 
 create function builder_score.missing_index_statements() returns setof text
 language plpgsql stable
@@ -3493,6 +4067,10 @@ declare
     v_part record;
     v_name text;
     v_ours boolean;
+    v_made regclass;
+    v_shells text[];
+    v_leaves text[];
+    v_joins text[];
 begin
     for v_index in
         select n.*, builder_score.host_table(n.table_name) as host_table, h.host_schema, c.relkind
@@ -3526,12 +4104,15 @@ begin
             end if;
             return next format('create index concurrently %I on %s %s', v_index.index_name, v_index.host_table, v_index.key_definition);
         else
-            -- concurrently on each partition, then joined to an empty shell on the parent
-            if to_regclass(v_name) is null then
-                return next format('create index %I on only %s %s', v_index.index_name, v_index.host_table, v_index.key_definition);
-            end if;
+            -- Empty shells, all at once; the partitions' indexes concurrently; then joined, all at once. What cannot be
+            -- done concurrently is a statement that takes its locks as lock_host_tables() does.
+            v_shells := case when to_regclass(v_name) is null
+                then array[format('create index %I on only %s %s', v_index.index_name, v_index.host_table, v_index.key_definition)]
+                else array[]::text[] end;
+            v_leaves := array[]::text[];
+            v_joins := array[]::text[];
             for v_part in
-                select t.relid::regclass as part, t.parentrelid, t.isleaf, t.level, n.nspname,
+                select t.relid::regclass as part, t.isleaf, n.nspname,
                        left(v_index.index_name, 50) || '_' || t.relid::oid as index_name,
                        case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid::oid end as parent_index,
                        pn.nspname as parent_schema
@@ -3541,32 +4122,31 @@ begin
                 join pg_class as pc on pc.oid = t.parentrelid
                 join pg_namespace as pn on pn.oid = pc.relnamespace
                 where t.level > 0
-                order by t.level desc
+                order by t.level desc, t.relid
             loop
-                if v_part.isleaf then
-                    if exists (select from pg_index as i
-                               where i.indexrelid = to_regclass(format('%I.%I', v_part.nspname, v_part.index_name)) and not i.indisvalid) then
-                        return next format('drop index concurrently %I.%I', v_part.nspname, v_part.index_name);
+                v_made := to_regclass(format('%I.%I', v_part.nspname, v_part.index_name));
+                if not v_part.isleaf then
+                    if v_made is null then
+                        v_shells := array_append(v_shells, format('create index %I on only %s %s', v_part.index_name, v_part.part, v_index.key_definition));
                     end if;
-                    return next format('create index concurrently if not exists %I on %s %s', v_part.index_name, v_part.part, v_index.key_definition);
                 else
-                    return next format('create index if not exists %I on only %s %s', v_part.index_name, v_part.part, v_index.key_definition);
+                    if exists (select from pg_index as i where i.indexrelid = v_made and not i.indisvalid) then
+                        v_leaves := array_append(v_leaves, format('drop index concurrently %I.%I', v_part.nspname, v_part.index_name));
+                        v_made := null;
+                    end if;
+                    if v_made is null then
+                        v_leaves := array_append(v_leaves, format('create index concurrently %I on %s %s', v_part.index_name, v_part.part, v_index.key_definition));
+                    end if;
                 end if;
+                v_joins := array_append(v_joins, format('alter index %I.%I attach partition %I.%I', v_part.parent_schema, v_part.parent_index, v_part.nspname, v_part.index_name));
             end loop;
-            for v_part in
-                select n.nspname, left(v_index.index_name, 50) || '_' || t.relid::oid as index_name,
-                       case when t.level = 1 then v_index.index_name::text else left(v_index.index_name, 50) || '_' || t.parentrelid::oid end as parent_index,
-                       pn.nspname as parent_schema
-                from pg_partition_tree(v_index.host_table) as t
-                join pg_class as c on c.oid = t.relid
-                join pg_namespace as n on n.oid = c.relnamespace
-                join pg_class as pc on pc.oid = t.parentrelid
-                join pg_namespace as pn on pn.oid = pc.relnamespace
-                where t.level > 0
-                order by t.level desc
-            loop
-                return next format('alter index %I.%I attach partition %I.%I', v_part.parent_schema, v_part.parent_index, v_part.nspname, v_part.index_name);
-            end loop;
+            if cardinality(v_shells) > 0 then
+                return next builder_score.under_lock(v_index.table_name, 'share', v_shells);
+            end if;
+            return query select leaf from unnest(v_leaves) as leaf;
+            if cardinality(v_joins) > 0 then
+                return next builder_score.under_lock(v_index.table_name, 'access exclusive', v_joins);
+            end if;
         end if;
         return next format('comment on index %s is %L', v_name, v_index.comment);
     end loop;
@@ -3576,20 +4156,68 @@ $function$;
 comment on function builder_score.missing_index_statements() is
     'The statements that build, concurrently, the indexes the host lacks. None when all are there.';
 
--- The pg_cron job. SECURITY INVOKER: the job runs as whoever schedules it.
--- reads: pg_catalog, cron.job          writes: cron.job, host_additions
+create function builder_score.added_index_drops() returns setof text
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog, host_additions
+-- writes: nothing
+-- Each statement is to be run on its own, outside a transaction block.
+declare
+    v_index record;
+begin
+    for v_index in
+        select a.table_name, format('%I.%I', a.schema_name, a.object_name) as name, c.relkind
+        from builder_score.host_additions as a
+        join pg_class as c on c.oid = to_regclass(format('%I.%I', a.schema_name, a.object_name))
+        where a.kind = 'index'
+        order by a.table_name, a.object_name
+    loop
+        if v_index.relkind = 'I' then   -- a partitioned index cannot be dropped concurrently
+            return next builder_score.under_lock(v_index.table_name, 'access exclusive', array['drop index ' || v_index.name]);
+        else
+            return next 'drop index concurrently ' || v_index.name;
+        end if;
+    end loop;
+    return next 'delete from builder_score.host_additions where kind = ''index''';
+end
+$function$;
 
-create function builder_score.schedule() returns setof text
+comment on function builder_score.added_index_drops() is 'The statements that drop, concurrently, the indexes that we added.';
+
+-- The pg_cron jobs. SECURITY INVOKER: a job runs as whoever schedules it, unless a superuser says otherwise.
+-- Where pg_cron works in another database, pyscore schedule --cron-dsn connects to both.
+-- reads: pg_catalog, cron.job          writes: cron.job, host_additions, scheduled_jobs
+
+create function builder_score.note_job(cron_database name, job_name text, run_as name, job_id bigint) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_database
+-- writes: scheduled_jobs
+    insert into builder_score.scheduled_jobs (cron_database, job_name, run_as, job_id, database_oid)
+    select note_job.cron_database, note_job.job_name, note_job.run_as, note_job.job_id, d.oid
+    from pg_database as d
+    where d.datname = current_database()
+    on conflict on constraint scheduled_jobs_pkey do update
+    set job_id = excluded.job_id, database_oid = excluded.database_oid, scheduled_at = now();
+$function$;
+
+comment on function builder_score.note_job(name, text, name, bigint) is 'Part of scheduling: remembers a job.';
+
+create function builder_score.schedule(run_as name default null) returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_extension, pg_settings
--- writes: cron.job, host_additions
+-- writes: cron.job, host_additions, scheduled_jobs
 declare
     -- pg_settings hides what the caller may not see, where current_setting() raises; null: cannot know, so try
     v_preloaded constant boolean := (select s.setting ~ '\mpg_cron\M' from pg_settings as s where s.name = 'shared_preload_libraries');
     v_database constant text := (select s.setting from pg_settings as s where s.name = 'cron.database_name');
+    v_run_as constant name := coalesce(schedule.run_as, current_user);
     v_why text;
+    v_job record;
 begin
     if not exists (select from pg_extension where extname = 'pg_cron') then
         if not exists (select from pg_available_extensions where name = 'pg_cron') then
@@ -3597,32 +4225,65 @@ begin
         elsif not v_preloaded then
             v_why := 'pg_cron is installed, but shared_preload_libraries does not name it';
         elsif v_database <> current_database() then
-            v_why := format('pg_cron works in database "%s" (cron.database_name), not in "%s"', v_database, current_database());
+            v_why := format('pg_cron works in database "%s" (cron.database_name), not in "%s": pyscore schedule --cron-dsn ADDRESS, with the address of that one',
+                v_database, current_database());
         else
             begin
                 create extension pg_cron;
                 insert into builder_score.host_additions (kind, schema_name, table_name, object_name)
                 values ('extension', 'pg_catalog', 'pg_cron', 'pg_cron');
                 return next 'extension pg_cron';
-            exception when insufficient_privilege then
-                v_why := format('%s may not create the extension pg_cron (a superuser: CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO %I;)', current_user, current_user);
+            exception
+                when insufficient_privilege then
+                    v_why := format('%s may not create the extension pg_cron (a superuser, in the database that cron.database_name names: '
+                                    'CREATE EXTENSION pg_cron; GRANT USAGE ON SCHEMA cron TO %I; '
+                                    'if that is not "%s": pyscore schedule --cron-dsn ADDRESS, with the address of that one)',
+                                    current_user, current_user, current_database());
+                when others then
+                    v_why := format('the extension pg_cron could not be created (%s)', sqlerrm);
             end;
         end if;
     end if;
 
+    v_why := coalesce(v_why, (
+        select format('pg_cron is %s in this database, and 1.4 is the oldest that serves (ALTER EXTENSION pg_cron UPDATE;)', e.extversion)
+        from pg_extension as e
+        where e.extname = 'pg_cron' and string_to_array(substring(e.extversion from '^[0-9.]+'), '.')::integer[] < array[1, 4]));
+
     if v_why is null then
         begin
-            -- cron.schedule() with a name is idempotent for one role.
-            execute 'select cron.schedule($1, $2, $3)' using 'builder-score-worker', '* * * * *', 'call builder_score.run_worker()';
-            -- After a crash the minute's tick may be a minute away; this one comes with the server.
-            execute 'select cron.schedule($1, $2, $3)' using 'builder-score-worker-at-start', '@reboot', 'call builder_score.run_worker()';
-            return next format('pg_cron job builder-score-worker, as %s', current_user);
-            if current_setting('statement_timeout')::interval > interval '0 seconds' then
+            if v_run_as <> current_user and not has_function_privilege(v_run_as, 'builder_score.run_worker(interval)', 'execute') then
+                raise exception 'role % may not run the worker', v_run_as
+                    using errcode = 'insufficient_privilege',
+                          detail = 'The job would fail each minute.',
+                          hint = format('GRANT builder_score_operator TO %I;', v_run_as);
+            end if;
+            for v_job in
+                select n.job_name, n.schedule, 'call builder_score.run_worker()' as command
+                from (values ('builder-score-worker', '* * * * *'),
+                             -- After a crash the minute's tick may be a minute away; this one comes with the server.
+                             ('builder-score-worker-at-start', '@reboot')) as n(job_name, schedule)
+            loop
+                -- With a name it is idempotent for one role.
+                if v_run_as = current_user then
+                    execute 'select builder_score.note_job(current_database(), $1, $4, cron.schedule($1, $2, $3))'
+                    using v_job.job_name, v_job.schedule, v_job.command, v_run_as;
+                else
+                    execute 'select builder_score.note_job(current_database(), $1, $4, cron.schedule_in_database($1, $2, $3, current_database(), $4))'
+                    using v_job.job_name, v_job.schedule, v_job.command, v_run_as;
+                end if;
+            end loop;
+            return query select * from builder_score.remove_jobs(v_run_as);
+            return next format('pg_cron job builder-score-worker, as %s', v_run_as);
+            if v_run_as = current_user and current_setting('statement_timeout')::interval > interval '0 seconds' then
                 raise warning 'statement_timeout is % for %: the worker leaves before it strikes, and pauses until the next minute', current_setting('statement_timeout'), current_user
                     using hint = format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = 0;', current_user, current_database());
             end if;
             return;
         exception when insufficient_privilege then
+            if v_run_as <> current_user then
+                raise;
+            end if;
             v_why := format('%s may not use pg_cron (a superuser: GRANT USAGE ON SCHEMA cron TO %I;)', current_user, current_user);
         end;
     end if;
@@ -3631,45 +4292,95 @@ begin
 end
 $function$;
 
-comment on function builder_score.schedule() is
-    'Creates the pg_cron job builder-score-worker, or says why it cannot and what runs instead. Idempotent. The job runs as the caller.';
+comment on function builder_score.schedule(name) is
+    'Creates the pg_cron job builder-score-worker, or says why it cannot and what runs instead. Idempotent. The job runs as the '
+    'caller; only a superuser may name another role.';
+
+create function builder_score.remove_jobs(but_of name default null) returns setof text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: cron.job
+-- writes: cron.job, cron.job_run_details, scheduled_jobs
+declare
+    v_job record;
+begin
+    -- By id: another role's job cannot be named, not even by a superuser.
+    for v_job in execute
+        'select jobid, jobname, username from cron.job'
+        ' where jobname ~ ''^builder-score-worker(-at-start)?(@|$)'' and database = current_database() and username is distinct from $1'
+        using remove_jobs.but_of
+    loop
+        execute 'select cron.unschedule($1::bigint)' using v_job.jobid;
+        execute 'delete from cron.job_run_details where jobid = $1' using v_job.jobid;
+        delete from builder_score.scheduled_jobs as j where j.cron_database = current_database() and j.job_id = v_job.jobid;
+        return next format('pg_cron job %s, as %s, removed', v_job.jobname, v_job.username);
+    end loop;
+    -- Notes of jobs that somebody else has removed, of those that the caller would see.
+    execute
+        'delete from builder_score.scheduled_jobs as j'
+        ' where j.cron_database = current_database() and not exists (select from cron.job as c where c.jobid = j.job_id)'
+        '   and (j.run_as = current_user or (select r.rolsuper or r.rolbypassrls from pg_roles as r where r.rolname = current_user))';
+end
+$function$;
+
+comment on function builder_score.remove_jobs(name) is
+    'Part of schedule() and unschedule(): removes those of our pg_cron jobs in this database that the caller may see, but for one role''s.';
+
+create function builder_score.left_jobs() returns setof text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: scheduled_jobs
+-- writes: nothing
+    select format('in database "%s", as role %I or a superuser: %s', j.cron_database, j.run_as,
+                  string_agg(format('SELECT cron.unschedule(%s);', j.job_id), ' ' order by j.job_id))
+    from builder_score.known_jobs() as j
+    group by j.cron_database, j.run_as
+    order by j.cron_database, j.run_as;
+$function$;
+
+comment on function builder_score.left_jobs() is
+    'What removes the jobs that this database still has: where, as whom, and the statements. Once the schema is gone they fail, and do nothing else.';
 
 create function builder_score.unschedule() returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: cron.job, host_additions
--- writes: cron.job, host_additions
+-- reads: cron.job, host_additions, scheduled_jobs
+-- writes: cron.job, host_additions, scheduled_jobs
 declare
-    v_job record;
     v_others boolean;
+    v_left text;
 begin
-    if not exists (select from pg_extension where extname = 'pg_cron') or not has_schema_privilege('cron', 'usage') then
-        return;     -- no job of ours can be there: scheduling takes the same privilege
-    end if;
-    -- By id: another role's job cannot be named, not even by a superuser.
-    for v_job in execute
-        'select jobid, jobname from cron.job where jobname like ''builder-score-worker%'' and database = current_database()'
-    loop
-        execute 'select cron.unschedule($1::bigint)' using v_job.jobid;
-        return next format('pg_cron job %s removed', v_job.jobname);
-    end loop;
+    -- Without the privilege no job of the caller's can be there: scheduling takes the same one.
+    if exists (select from pg_extension where extname = 'pg_cron') and has_schema_privilege('cron', 'usage') then
+        return query select * from builder_score.remove_jobs();
 
-    if exists (select from builder_score.host_additions where kind = 'extension' and object_name = 'pg_cron') then
-        execute 'select exists (select from cron.job)' into v_others;
-        if v_others then
-            return next 'extension pg_cron is kept: it has other jobs';
-        else
-            drop extension pg_cron;
-            return next 'extension pg_cron removed';
+        if exists (select from builder_score.host_additions where kind = 'extension' and object_name = 'pg_cron') then
+            execute 'select exists (select from cron.job)' into v_others;
+            if v_others then
+                return next 'extension pg_cron is kept: it has other jobs';
+            else
+                drop extension pg_cron;
+                return next 'extension pg_cron removed';
+            end if;
+            delete from builder_score.host_additions where kind = 'extension' and object_name = 'pg_cron';
         end if;
-        delete from builder_score.host_additions where kind = 'extension' and object_name = 'pg_cron';
     end if;
+
+    if not exists (select from pg_extension where extname = 'pg_cron') then
+        delete from builder_score.scheduled_jobs where cron_database = current_database();
+    end if;
+    for v_left in select l.statements from builder_score.left_jobs() as l(statements) loop
+        raise warning 'builder_score: its pg_cron jobs stay: %', v_left;
+    end loop;
 end
 $function$;
 
 comment on function builder_score.unschedule() is
-    'Removes our pg_cron jobs in this database, and the extension if we created it and nobody else uses it. A running worker stops by its own flag.';
+    'Removes our pg_cron jobs in this database, and the extension if we created it and nobody else uses it; warns of those that stay, because '
+    'they are another role''s or in another database. A running worker stops by its own flag.';
 
 -- Nothing is for everyone. The operator may look, recompute, pause and retry.
 -- reads: pg_roles          writes: privileges in this schema
@@ -3692,6 +4403,7 @@ begin
         builder_score.host_additions,
         builder_score.impact_keys,
         builder_score.queue_by_priority,
+        builder_score.scheduled_jobs,
         builder_score.score_dead_letter,
         builder_score.score_recalc_queue,
         builder_score.score_state,
@@ -3713,10 +4425,12 @@ begin
         builder_score.is_pending(builder_score.user_id),
         builder_score.retry_dead_letters(builder_score.user_id[]),
         builder_score.unknown_user(builder_score.user_id),
+        builder_score.known_jobs(),
         builder_score.scheduler(),
         builder_score.job_runs(integer),
         builder_score.recent_rate(timestamptz, bigint, bigint),
-        builder_score.begin_run(text),
+        builder_score.run_by(),
+        builder_score.begin_run(text, text),
         builder_score.is_alive(text),
         builder_score.may_go_on(),
         builder_score.run_batch(text),
@@ -3747,3 +4461,22 @@ begin
     end if;
 end
 $version_table$;
+
+-- What later migrations would refuse is said now, while nothing of the host's has been touched.
+-- reads: pg_catalog          writes: nothing
+-- locks on host tables: none
+
+do $rehearsal$
+declare
+    v_schema constant name := (select h.host_schema from builder_score.host as h);
+begin
+    perform builder_score.require_host_types();
+    if exists (select from builder_score.missing_index_statements()) and not has_schema_privilege(current_user, v_schema, 'create') then
+        raise exception 'role % may create no index in schema "%"', current_user, v_schema
+            using errcode = 'insufficient_privilege',
+                  detail = 'The application''s tables lack an index that we need; PostgreSQL puts it into the schema of its table.',
+                  hint = format('GRANT CREATE ON SCHEMA %I TO %I; which may be revoked once we are installed.', v_schema, current_user);
+    end if;
+    perform from builder_score.needed_access();
+end
+$rehearsal$;

@@ -1,13 +1,9 @@
--- Drops the indexes that we added; each statement runs on its own, outside a transaction.
--- locks on host tables: SHARE UPDATE EXCLUSIVE; reads and writes go on
+-- Drops the indexes that we added. The query returns statements, and \gexec runs each of them on its own.
+-- transaction: none; each statement by itself
+-- locks on host tables: SHARE UPDATE EXCLUSIVE on the table whose index is dropped, until the transactions that may use it
+-- have ended: reads and writes go on. Partitioned tables ACCESS EXCLUSIVE, for milliseconds
 
 set lock_timeout = 0;
 
-select format('drop index %s if exists %I.%I',
-              case c.relkind when 'p' then '' else 'concurrently' end, a.schema_name, a.object_name)
-from builder_score.host_additions as a
-join pg_class as c on c.oid = to_regclass(format('%I.%I', a.schema_name, a.table_name))
-where a.kind = 'index'
+select statement from builder_score.added_index_drops() as d(statement)
 \gexec
-
-delete from builder_score.host_additions where kind = 'index';

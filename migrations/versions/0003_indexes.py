@@ -8,9 +8,9 @@ down_revision = "0002"
 
 def upgrade() -> None:
     """Run the script beside this file."""
-    script.run_outside_transaction(__file__, "up")
+    script.run(__file__, "up")
 
 
 def downgrade() -> None:
     """Undo it."""
-    script.run_outside_transaction(__file__, "down")
+    script.run(__file__, "down")

@@ -1,7 +1,8 @@
 set local lock_timeout = '0.5s';
 set local statement_timeout = 0;
 
--- The pg_cron job, where pg_cron is.
+-- The pg_cron job that runs the worker, where pg_cron is.
+-- transaction: one
 -- reads: pg_catalog          writes: cron.job
 -- locks on host tables: none
 

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 
 from pyscore import address, schema
-from pyscore.errors import PyscoreError, from_database
+from pyscore.errors import NotInstalledError, PyscoreError, from_database
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +21,15 @@ def dsn_option(function: F) -> F:
     """Add --dsn, the database's address."""
     return click.option(
         "--dsn", metavar="ADDRESS", help="The database: postgresql://user@host:port/database."
+    )(function)
+
+
+def cron_dsn_option(function: F) -> F:
+    """Add --cron-dsn, the address of the database in which pg_cron works."""
+    return click.option(
+        "--cron-dsn",
+        metavar="ADDRESS",
+        help="The database in which pg_cron works, when it is another one of the same server.",
     )(function)
 
 
@@ -37,14 +46,15 @@ def installed(dsn: str | None) -> Generator[psycopg.Connection[DictRow]]:
         dsn: As for `pyscore.address.resolve`.
 
     Raises:
-        PyscoreError: It cannot be reached, or the schema is missing, of another version or closed
-            to this role.
+        NotInstalledError: The schema is missing.
+        PyscoreError: It cannot be reached, or the schema is of another version or closed to this
+            role.
     """
     conninfo = address.resolve(dsn)
     with address.connect(conninfo, pinned=True) as connection:
         revision, head = _revision(connection), schema.newest()
         if revision is None:
-            raise PyscoreError(
+            raise NotInstalledError(
                 f"builder_score is not installed in this database ({address.describe(conninfo)}); "
                 "install it with: pyscore migrate"
             )
@@ -80,9 +90,11 @@ def operator_grant(connection: psycopg.Connection[Any]) -> str:
         connection: On which the role was denied something of ours.
     """
     row = connection.execute(
-        "select quote_ident(current_user) where to_regrole('builder_score_operator') is not null"
+        "select quote_ident(current_user)"
+        " where has_schema_privilege("
+        "to_regrole('builder_score_operator'), to_regnamespace('builder_score'), 'usage')"
     ).fetchone()
-    if row is None:  # whoever installed us could not create roles
+    if row is None:  # whoever installed us could not create roles; there may be another database's
         return "connect as the role that installed builder_score"
     return f"a DBA may allow it: GRANT builder_score_operator TO {row[0]}"
 

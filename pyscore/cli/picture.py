@@ -66,9 +66,11 @@ def draw_facts(seen: Look, *, ascii_only: bool) -> Table:
 def _scheduler(seen: Look) -> str:
     scheduler = seen.health["scheduler"]
     if scheduler == "pg_cron":
+        if seen.health["cron_database"]:
+            return f"pg_cron, in database {printable(seen.health['cron_database'])}"
         return f"pg_cron, as {seen.job_runs[0]['run_as']}" if seen.job_runs else "pg_cron"
     if scheduler == "worker":
-        return "`pyscore worker`, or a pg_cron job that this role may not see"
+        return "`pyscore worker`"
     return "none"
 
 
@@ -76,7 +78,9 @@ def _runs(seen: Look) -> RenderableType | None:
     if seen.health["scheduler"] != "pg_cron":
         return None
     if not seen.job_runs:
-        return "none yet, or cron.log_run is off"
+        if seen.health["cron_database"]:
+            return f"in cron.job_run_details of database {printable(seen.health['cron_database'])}"
+        return "none yet, or cron.log_run is off, or this role may not see them"
     return Text("\n".join(_run(run, seen.at) for run in seen.job_runs[:RUNS_SHOWN]))
 
 

@@ -51,14 +51,16 @@ def obstacles(health: Mapping[str, Any], unheard: timedelta = timedelta()) -> li
         found.append(
             Problem(
                 "nothing runs the worker",
-                "SELECT * FROM builder_score.schedule(); or keep `pyscore worker` running",
+                "`pyscore schedule`, or keep `pyscore worker` running",
             )
         )
     elif silent > STALE:
+        elsewhere = health.get("cron_database")
+        place = f" of database {printable(elsewhere)}" if elsewhere else ""
         found.append(
             Problem(
                 f"nothing was heard of the worker for {duration(silent)}",
-                "see cron.job_run_details and the server's log",
+                f"see cron.job_run_details{place} and the server's log",
             )
         )
     return found

@@ -19,6 +19,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Install": {
         "migrate": ("migrate", "Install the schema builder_score, or bring it to this version."),
         "uninstall": ("migrate", "Take everything that migrate added out again."),
+        "schedule": (
+            "schedule",
+            "Have pg_cron run the worker, each minute and when the server starts.",
+        ),
+        "unschedule": ("schedule", "Remove the pg_cron jobs."),
     },
     "Look": {
         "leaderboard": ("leaderboard", "List the people with the highest scores."),
@@ -30,6 +35,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "verify": (
             "verify",
             "Compare stored scores with what they should be; exit 3 when one is wrong.",
+        ),
+        "doctor": (
+            "doctor",
+            "Look for all that is known to break, and say what mends it; exit 3 on a failure.",
         ),
     },
     "Act": {

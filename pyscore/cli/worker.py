@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 from pyscore import address
 from pyscore.cli.options import dsn_option, installed
 from pyscore.cli.problems import obstacles
-from pyscore.errors import PyscoreError
+from pyscore.errors import NotInstalledError, PyscoreError
 
 UNHEALTHY = 3  # exit code
 
@@ -34,8 +34,9 @@ def worker(dsn: str | None, once: bool) -> None:
     """Compute scores where pg_cron does not: runs until SIGTERM or SIGINT.
 
     Stopping it at any moment is safe: a batch is one transaction. It survives restarts of the
-    server; a second worker waits until the first one is gone. While paused or detached it does
-    nothing, and says so; with --once it then exits with 3 if something was due.
+    server, and ends with 1 once pyscore is uninstalled; a second worker waits until the first one
+    is gone. While paused or detached it does nothing, and says so; with --once it then exits with 3
+    if something was due.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -88,11 +89,18 @@ def _run(dsn: str | None) -> None:
                         state = f"nothing is processed: {obstacle}" if obstacle else "going on"
                         click.echo(state, err=True)
                         said = obstacle
+                    if obstacle:
+                        # leave until the next look: CREATE DATABASE ... TEMPLATE wants nobody there
+                        break
                     began = time.monotonic()
                     connection.execute("call builder_score.run_worker('1 minute')")
                     wait = 0.1
                     if time.monotonic() - began < 30:
-                        time.sleep(1)  # paused, or another worker runs
+                        time.sleep(1)  # paused by now, or another worker runs
+            wait = 0.1
+            time.sleep(1)
+        except NotInstalledError:
+            raise
         except (psycopg.Error, PyscoreError) as error:
             first_line = str(error).splitlines()[0]
             click.echo(f"pyscore: {first_line}; trying again", err=True)

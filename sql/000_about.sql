@@ -1,0 +1,4 @@
+-- The schema builder_score: its tables, functions and roles. Where the database has none of users, projects and
+-- project_collaborators, it creates them too.
+-- transaction: one
+-- locks on host tables: none
