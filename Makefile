@@ -1,4 +1,4 @@
-.PHONY: demo test lint format clean
+.PHONY: demo test test-matrix lint format clean
 .DEFAULT_GOAL := test
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -14,6 +14,12 @@ demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 test: lint ## everything CI checks
 	$(bin)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
+# Not part of CI: minutes a version. The logs, and the Debian for PostgreSQL 17, which takes root, are in .matrix;
+# VERSIONS="16 18" leaves out the others.
+test-matrix: ## the tests against PostgreSQL 15, 16, 17 and 18: a line each
+	@.ci/install test
+	@.ci/matrix $(VERSIONS)
+
 lint: ## formatting, Python rules, types, and what would lock a live table
 	@.ci/install test
 	$(bin)/ruff format --check .
@@ -27,5 +33,5 @@ format: ## let ruff rewrite the Python files
 	$(bin)/ruff format .
 
 clean: ## remove what the other targets made
-	rm -rf .venv .demo .hypothesis .pytest_cache .ruff_cache build dist
+	rm -rf .venv .matrix .demo .hypothesis .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

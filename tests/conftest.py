@@ -12,6 +12,8 @@ from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyscore import migrator
 from pyscore.cluster import PrivateCluster
+from tests.host_databases import HostDatabase, HostDatabases
+from tests.host_schemas import HOSTS, HostSchema
 from tests.interleave import Sessions
 
 CRON_DATABASE = "pyscore_cron"
@@ -20,14 +22,46 @@ TEMPLATE = "pyscore_template"
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-pg-cron",
+        action="store_true",
+        help="skip what needs pg_cron: for the servers of `make test-matrix` that have none",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--without-pg-cron"):
+        return
+    needs_it = pytest.mark.skip(reason="this server has no pg_cron")
+    for item in items:
+        by_fixture = "cron_database" in getattr(item, "fixturenames", ())
+        if by_fixture or item.get_closest_marker("pg_cron"):
+            item.add_marker(needs_it)
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[PrivateCluster]:
+def server(request: pytest.FixtureRequest) -> Iterator[PrivateCluster]:
     """The server that all tests share. No pg_cron is a failure, not a reason to skip."""
     # fsync: nothing here outlives the machine
     settings = {"fsync": False, "max_connections": 200, "max_prepared_transactions": 20}
-    with PrivateCluster(settings=settings, cron_database=CRON_DATABASE) as cluster:
-        assert cluster.has_extension("pg_cron"), "install postgresql-NN-cron (make test does)"
+    cron_database = None if request.config.getoption("--without-pg-cron") else CRON_DATABASE
+    with PrivateCluster(settings=settings, cron_database=cron_database) as cluster:
         cluster.psql("-c", f"create database {CRON_DATABASE}")
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def managed_server(request: pytest.FixtureRequest) -> Iterator[PrivateCluster]:
+    """A server as services run it: pg_cron works in the database postgres; roles of ours are none.
+
+    Tests drop their databases, and with the last one go the roles.
+    """
+    settings = {"fsync": False, "max_connections": 50}
+    cron_database = None if request.config.getoption("--without-pg-cron") else "postgres"
+    with PrivateCluster(settings=settings, cron_database=cron_database) as cluster:
+        if cron_database:
+            cluster.psql("-c", "create extension pg_cron")
         yield cluster
 
 
@@ -118,3 +152,29 @@ def cron_database(server: PrivateCluster) -> Iterator[str]:
         with psycopg.connect(address, autocommit=True) as connection:
             connection.execute("truncate users, projects, project_collaborators")
         migrator.downgrade(address)
+
+
+@pytest.fixture(scope="session")
+def host_databases(server: PrivateCluster, template: str) -> Iterator[HostDatabases]:
+    # with the template another database uses our roles: uninstalling one leaves them
+    with HostDatabases(server) as databases:
+        yield databases
+
+
+@pytest.fixture(params=HOSTS)
+def host_schema(request: pytest.FixtureRequest) -> HostSchema:
+    return HOSTS[request.param]
+
+
+@pytest.fixture
+def host(host_databases: HostDatabases, host_schema: HostSchema) -> Iterator[HostDatabase]:
+    """An application's database of the test's own, with us installed, for each host schema."""
+    with host_databases.installed(host_schema) as host:
+        yield host
+
+
+@pytest.fixture
+def scratch_host(host_databases: HostDatabases, host_schema: HostSchema) -> Iterator[HostDatabase]:
+    """For tests that commit nothing: everything is taken back."""
+    with host_databases.scratch(host_schema) as host:
+        yield host

@@ -6,6 +6,7 @@ from psycopg import Connection
 
 KEYS = {
     "uuid": "uuid primary key default gen_random_uuid()",
+    "integer": "integer generated always as identity primary key",
     "bigint": "bigint generated always as identity primary key",
     "varchar(26)": "varchar(26) primary key",
 }

@@ -212,6 +212,7 @@ def test_filtered_nothing_of_ours_is_seen(
 
 
 @reads_other_schemas
+@pytest.mark.pg_cron
 def test_filtered_nothing_of_pg_cron_is_seen(cron_application: Application) -> None:
     migrator.upgrade(cron_application.address)
     cron_application.filter(UNFILTERED, include_schemas=True)

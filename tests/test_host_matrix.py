@@ -1,176 +1,108 @@
-"""The life of an application beside us, on every host schema: scored right, and left as it was."""
+"""The life of an application beside us, on every host schema: each score right, and explained."""
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from typing import Any, LiteralString, cast
-from uuid import uuid4
+from collections.abc import Iterator
 
-import psycopg
 import pytest
-from psycopg import Connection, sql
 
-from pyscore import migrator
-from pyscore.cluster import PrivateCluster
-from tests.catalogue import schema_dump
-from tests.commands import call, output
-from tests.community import configure
-from tests.host_schemas import HOSTS, HostSchema
-from tests.interleave import settle
-from tests.oracle import assert_all_right
-
-
-def run(db: Connection[Any], statement: str) -> None:
-    db.execute(cast(LiteralString, statement))
-
-
-@pytest.fixture(params=HOSTS)
-def host(request: pytest.FixtureRequest) -> HostSchema:
-    return HOSTS[request.param]
+from tests.host_databases import HostDatabase, HostDatabases, install
+from tests.host_schemas import HostSchema
+from tests.interleave import assert_right, settle
+from tests.oracle import scores
 
 
 @pytest.fixture
-def role(server: PrivateCluster) -> Iterator[str]:
-    """The application's role: it may read and write rows, and nothing else."""
-    name = f"app_{uuid4().hex[:12]}"
-    server.psql("-c", f"create role {name}")
-    yield name
-    server.psql("-c", f"drop role {name}")
+def before_us(host_databases: HostDatabases, host_schema: HostSchema) -> Iterator[HostDatabase]:
+    """An application's database before us."""
+    with host_databases.before_us(host_schema) as host:
+        yield host
 
 
-@pytest.fixture
-def db(empty_database: str, host: HostSchema, role: str) -> Iterator[Connection[Any]]:
-    """The application's database before us, as its owner."""
-    with psycopg.connect(empty_database, autocommit=True) as db:
-        run(db, host.tables.replace("{role}", role))
-        run(db, f"grant usage on schema {host.schema} to {role}")
-        privileges = "select, insert, update, delete, truncate"
-        run(db, f"grant {privileges} on all tables in schema {host.schema} to {role}")
-        run(db, f"set search_path = {host.schema}")
-        yield db
-        run(db, f"drop owned by {role}")
+def test_every_event_is_scored_right(before_us: HostDatabase) -> None:
+    app, db = before_us.app, before_us.db
+    before = app.sign_up("before")
+    app.start(before, "shipped")
+    install(before_us.address, db, before_us.schema)
+    settle(db)
+    assert_right(db)
+
+    ann, bob, eve = (app.sign_up(name) for name in ("ann", "bob", "eve"))
+    engine, radio = app.start(ann), app.start(bob, "shipped")
+    app.invite(engine, bob)
+    app.invite(radio, eve)
+    settle(db)
+    assert_right(db)
+
+    app.run("update project_collaborators set status = 'confirmed'")
+    app.run("update projects set status = 'shipped' where id = %s", engine)
+    if app.has("users", "bio"):
+        app.run("update users set bio = 'ships'")
+    app.run("update users set builder_score = 77 where id = %s", eve)
+    settle(db)
+    assert_right(db)
+
+    app.run("update projects set owner_id = %s where id = %s", before, engine)
+    app.run("update project_collaborators set status = 'pending' where user_id = %s", eve)
+    settle(db)
+    assert_right(db)
+
+    app.run("delete from projects where id = %s", engine)
+    app.run("delete from users where id = %s", bob)
+    settle(db)
+    assert_right(db)
+
+    app.run("truncate users, projects, project_collaborators")
+    settle(db)
+    assert_right(db)
 
 
-class Application:
-    """What an application does, in the words of its schema, as its own role."""
+def test_every_signal_is_what_the_oracle_says_and_explained(host: HostDatabase) -> None:
+    app, db = host.app, host.db
+    full, half, new = (app.sign_up(name) for name in ("full", "half", "new"))
+    counted = {"github_stars": 120, "impact_metrics": '{"users": 4200, "stars": 7}'}
+    known = {name: value for name, value in counted.items() if app.has("projects", name)}
+    radio = app.start(full, "shipped", **known)
+    app.start(full, "shipped")
+    app.invite(radio, half, "confirmed")
+    app.invite(app.start(half, "in_progress", **known), new, "confirmed")
+    if app.has("users", "bio"):
+        app.run("update users set bio = 'ships' where id in (%s, %s)", full, new)
+    if app.has("users", "contact_links"):
+        app.run("""update users set contact_links = '{"web": "x"}' where id = %s""", full)
+        app.run("""update users set contact_links = '["web"]' where id = %s""", half)
+    if app.has("users", "created_at"):
+        ago = "update users set created_at = now() - %s::interval where id = %s"
+        app.run(ago, "12345 hours", full)
+        app.run(ago, "100000 hours", half)  # beyond what counts
+    settle(db)
+    assert_right(db)
 
-    def __init__(self, db: Connection[Any], host: HostSchema) -> None:
-        self._db = db
-        self._host = host
-
-    def sign_up(self, username: str) -> Any:
-        return self._insert("users", username=username)
-
-    def start(self, owner: Any, status: str = "in_progress") -> Any:
-        return self._insert("projects", owner_id=owner, status=status)
-
-    def invite(self, project: Any, user: Any) -> None:
-        self.run(
-            "insert into project_collaborators (project_id, user_id, status)"
-            " values (%s, %s, 'pending')",
-            project,
-            user,
+    expected = scores(db)
+    for user, score in expected.items():
+        explained = db.execute(
+            "select signal, raw, points from builder_score.explain(%s)", [user]
+        ).fetchall()
+        assert {name: (float(raw), points) for name, raw, points in explained} == {
+            name: (pytest.approx(float(signal.raw)), pytest.approx(signal.points))
+            for name, signal in score.signals.items()
+        }
+        # and what the application reads is their sum, to what its column holds
+        stored = app.run("select builder_score from users where id = %s", user)[0][0]
+        decimals = 0 if app.types("users")["builder_score"] == "integer" else 1
+        assert stored == pytest.approx(
+            sum(points for *_, points in explained), abs=0.5 / 10**decimals + 1e-9
         )
+        assert stored == round(stored, decimals)
 
-    def run(self, statement: LiteralString, *values: Any) -> None:
-        self._db.execute(statement, values or None)
-
-    def _insert(self, table: LiteralString, **columns: Any) -> Any:
-        if self._host.new_id is not None:
-            columns["id"] = self._host.new_id()
-        query = sql.SQL("insert into {} ({}) values ({}) returning id").format(
-            sql.Identifier(table),
-            sql.SQL(", ").join(map(sql.Identifier, columns)),
-            sql.SQL(", ").join(sql.Placeholder() * len(columns)),
-        )
-        return self._db.execute(query, list(columns.values())).fetchall()[0][0]
-
-
-@contextmanager
-def acting_as(db: Connection[Any], role: str) -> Generator[None]:
-    run(db, f"set role {role}")
-    try:
-        yield
-    finally:
-        run(db, "reset role")
-
-
-def install(address: str, db: Connection[Any], host: HostSchema) -> None:
-    """Migrate, and do what migrate says is still to be done."""
-    said = output(call("migrate", "--host-schema", host.schema, "--dsn", address))
-    advice = [line.partition("mend it with: ")[2] for line in said.splitlines()]
-    mends = [line for line in advice if line]
-    for mend in mends:
-        run(db, mend)
-    if mends:
-        run(db, "select * from builder_score.attach()")
-    configure(db, debounce_window="0")
-
-
-def test_every_event_is_scored_right(
-    empty_database: str, db: Connection[Any], host: HostSchema, role: str
-) -> None:
-    app = Application(db, host)
-    with acting_as(db, role):
-        before = app.sign_up("before")
-        app.start(before, "shipped")
-    install(empty_database, db, host)
-    settle(db)
-    assert_all_right(db)
-
-    with acting_as(db, role):
-        ann, bob, eve = (app.sign_up(name) for name in ("ann", "bob", "eve"))
-        engine, radio = app.start(ann), app.start(bob, "shipped")
-        app.invite(engine, bob)
-        app.invite(radio, eve)
-    settle(db)
-    assert_all_right(db)
-
-    with acting_as(db, role):
-        app.run("update project_collaborators set status = 'confirmed'")
-        app.run("update projects set status = 'shipped' where id = %s", engine)
-        if host.profile:
-            query = sql.SQL("update users set {} = 'ships'").format(sql.Identifier(host.profile))
-            db.execute(query)
-        app.run("update users set builder_score = 77 where id = %s", eve)
-    settle(db)
-    assert_all_right(db)
-
-    with acting_as(db, role):
-        app.run("update projects set owner_id = %s where id = %s", before, engine)
-        app.run("update project_collaborators set status = 'pending' where user_id = %s", eve)
-    settle(db)
-    assert_all_right(db)
-
-    with acting_as(db, role):
-        app.run("delete from projects where id = %s", engine)
-        app.run("delete from users where id = %s", bob)
-    settle(db)
-    assert_all_right(db)
-
-    with acting_as(db, role):
-        app.run("truncate users, projects, project_collaborators")
-    settle(db)
-    assert_all_right(db)
-
-
-def test_uninstalling_leaves_the_hosts_schema_as_it_was(
-    server: PrivateCluster,
-    template: str,  # another database that uses our roles
-    empty_database: str,
-    db: Connection[Any],
-    host: HostSchema,
-    role: str,
-) -> None:
-    app = Application(db, host)
-    with acting_as(db, role):
-        app.sign_up("before")
-    before = schema_dump(server, empty_database)
-    install(empty_database, db, host)
-    settle(db)
-    with acting_as(db, role):
-        app.start(app.sign_up("ann"), "shipped")
-    assert schema_dump(server, empty_database) != before
-    migrator.downgrade(empty_database)
-    assert schema_dump(server, empty_database) == before
-    with acting_as(db, role):
-        app.start(app.sign_up("after"), "shipped")
+    # each signal that the host has the columns for is not nothing
+    found = {
+        name for score in expected.values() for name in score.signals if score.signals[name].raw
+    }
+    assert found == {
+        "shipped",
+        "vouches",
+        *(["impact"] if app.has("projects", "github_stars") else []),
+        *(["profile"] if app.has("users", "bio") else []),
+        *(["age"] if app.has("users", "created_at") else []),
+    }
+    if app.types("users")["builder_score"] == "double precision":
+        assert any(score.stored % 1 for score in expected.values()), "tenths are kept"
