@@ -86,6 +86,25 @@ class Session:
             assert not blockers, f"{self.name} waits for {blockers}"
         return self.finish()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a statement was started whose end has not been waited for."""
+        return self._running is not None
+
+    def rests(self) -> bool:
+        """Wait until the statement has ended (False), or waits for somebody's lock (True)."""
+        running = self._running
+        assert running is not None, f"{self.name} runs nothing"
+        blocked = False
+
+        def decided() -> bool:
+            nonlocal blocked
+            blocked = not wait([running], 0.002).done and bool(self.blockers())
+            return blocked or running.done()
+
+        until(decided, f"{self.name} ends, or waits for a lock")
+        return blocked and not running.done()
+
     def close(self) -> None:
         if self._running is not None and not self._running.done():
             self._connection.cancel()

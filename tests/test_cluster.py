@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from pyscore import cluster as module
-from pyscore.cluster import ClusterError, PrivateCluster, find_bin_dir
+from pyscore.cluster import BIN_DIR_VARIABLE, ClusterError, PrivateCluster, find_bin_dir
 
 # Nothing here outlives the machine, so nothing has to reach the disk.
 FAST: dict[str, module.Setting] = {"fsync": False}
@@ -75,9 +75,11 @@ def test_socket_and_loopback_lead_to_the_same_server(server: PrivateCluster) -> 
 
 
 def test_defaults(server: PrivateCluster) -> None:
-    names = ("server_encoding", "lc_collate", "listen_addresses", "fsync", "max_connections")
+    names = ("server_encoding", "listen_addresses", "fsync", "max_connections")
     shown = query(server, "select " + ", ".join(f"current_setting('{name}')" for name in names))
-    assert shown == "UTF8|C.UTF-8|127.0.0.1|off|200"
+    assert shown == "UTF8|127.0.0.1|off|200"
+    collation = "select datcollate from pg_database where datname = current_database()"
+    assert query(server, collation) == "C.UTF-8"
 
 
 def test_server_is_not_root_and_its_directory_is_closed(server: PrivateCluster) -> None:
@@ -212,6 +214,7 @@ def test_nothing_is_known_of_extensions_without_a_working_pg_config(tmp_path: Pa
 
 
 def test_newest_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BIN_DIR_VARIABLE, raising=False)
     for version in ("9.6", "14", "16", "100"):
         fake_programs(tmp_path / version / "bin", version)
     (tmp_path / "200" / "bin").mkdir(parents=True)
@@ -220,6 +223,7 @@ def test_newest_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_server_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BIN_DIR_VARIABLE, raising=False)
     fake_programs(tmp_path / "14" / "bin", "14.3")
     monkeypatch.setattr(module, "_DISTRIBUTION_ROOT", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -237,6 +241,20 @@ def test_given_programs_are_checked(tmp_path: Path) -> None:
         find_bin_dir(fake_programs(tmp_path / "old", "14.3"))
 
 
+def test_the_environment_may_say_where_the_server_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = fake_programs(tmp_path / "chosen", "100.1")
+    monkeypatch.setenv(BIN_DIR_VARIABLE, str(chosen))
+    assert find_bin_dir() == PrivateCluster().bin_dir == chosen
+    argument = fake_programs(tmp_path / "argument", "16.1")
+    assert find_bin_dir(argument) == argument
+    monkeypatch.setenv(BIN_DIR_VARIABLE, str(tmp_path))
+    with pytest.raises(ClusterError, match=r"^PYSCORE_PG_BINDIR: .* holds no PostgreSQL server"):
+        find_bin_dir()
+
+
+@pytest.mark.pg_cron
 def test_pg_cron_finds_a_database_made_later() -> None:
     with PrivateCluster(settings=FAST, cron_database="app") as server:
         server.psql("-c", "create database app")

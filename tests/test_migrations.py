@@ -259,7 +259,8 @@ def test_an_empty_database_gets_the_reference_tables(db: Connection[Any]) -> Non
 
     constraints = db.execute(
         "select conrelid::regclass::text, pg_get_constraintdef(oid) from pg_constraint"
-        " where connamespace = 'public'::regnamespace"
+        # from PostgreSQL 18 on NOT NULL is one too; the columns have been looked at
+        " where connamespace = 'public'::regnamespace and contype <> 'n'"
     ).fetchall()
     assert set(constraints) == CONSTRAINTS
 

@@ -19,6 +19,8 @@ from pyscore.cluster import PrivateCluster
 from tests.community import add_project, add_user, configure, score
 from tests.interleave import assert_right, is_quiet, until
 
+pytestmark = pytest.mark.pg_cron
+
 RUNS = """
     select pid from pg_stat_activity
     where query = 'call builder_score.run_worker()' and state = 'active'

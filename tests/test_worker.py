@@ -55,6 +55,18 @@ def test_it_processes_what_is_due_and_what_comes_until_its_time_is_up(
     assert_right(db)
 
 
+def test_monitoring_tells_its_session_by_the_name_it_has_meanwhile(
+    db: Connection[Any], sessions: Sessions
+) -> None:
+    worker = sessions("an application's name")
+    worker.start("call builder_score.run_worker('10 seconds')")
+    name = f"select application_name from pg_stat_activity where pid = {worker.pid}"
+    until(lambda: one(db, name) == "builder-score-worker", "the name is the worker's")
+    configure(db, paused=True)
+    worker.finish()
+    assert one(db, name) == "an application's name"
+
+
 def test_once_a_day_it_refreshes_whoever_still_ages(db: Connection[Any]) -> None:
     user = add_user(db, "ada")
     drain(db)
