@@ -67,7 +67,7 @@ class Players:
         offset = next(self._offsets)
         self._prepare(self._db, offset)
         actors = [
-            _Actor(player, program, offset, isolation)
+            _Actor(player, self._players, program, offset, isolation)
             for player, program in zip(self._players, programs, strict=False)
         ]
         for number, turn in enumerate(turns):
@@ -86,8 +86,16 @@ class Players:
 
 
 class _Actor:
-    def __init__(self, session: Session, program: Program, offset: int, isolation: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        players: Sequence[Session],
+        program: Program,
+        offset: int,
+        isolation: str,
+    ) -> None:
         self._session = session
+        self._players = players
         self._waiting = 0
         self._left = [_numbered(statement, offset) for statement in (*program, "commit")]
         self._begin: str | None = f"begin isolation level {isolation}"
@@ -110,7 +118,7 @@ class _Actor:
                 if self.failed_with is not None and statement != "commit":
                     continue
                 self._session.start(statement)
-            if self._session.rests():
+            if self._session.rests(self._players):
                 return True
             try:
                 self._session.finish()

@@ -1,7 +1,7 @@
 """Sessions whose statements run in a fixed order, ways to stop a batch in the middle, and quiet."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import TracebackType
@@ -91,15 +91,17 @@ class Session:
         """Whether a statement was started whose end has not been waited for."""
         return self._running is not None
 
-    def rests(self) -> bool:
-        """Wait until the statement has ended (False), or waits for somebody's lock (True)."""
+    def rests(self, others: Collection["Session"]) -> bool:
+        """Wait until the statement has ended (False), or waits for a lock of one of them (True)."""
         running = self._running
         assert running is not None, f"{self.name} runs nothing"
+        pids = {other.pid for other in others}
         blocked = False
 
         def decided() -> bool:
             nonlocal blocked
-            blocked = not wait([running], 0.002).done and bool(self.blockers())
+            # not autovacuum's, which is gone in a moment
+            blocked = not wait([running], 0.002).done and not pids.isdisjoint(self.blockers())
             return blocked or running.done()
 
         until(decided, f"{self.name} ends, or waits for a lock")

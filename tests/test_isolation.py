@@ -90,6 +90,11 @@ def create_host(db: Connection[Any]) -> None:
         create index on projects (owner_id);
         create index on project_collaborators (project_id);
         create index on project_collaborators (user_id);
+        -- SSI takes an index page for read as a whole: an update that finds no room beside its row
+        -- and enters itself into the index would fail others by accident
+        alter table users set (fillfactor = 20, autovacuum_enabled = off);
+        alter table projects set (fillfactor = 20, autovacuum_enabled = off);
+        alter table project_collaborators set (fillfactor = 20, autovacuum_enabled = off);
     """)
 
 
