@@ -140,8 +140,11 @@ def test_the_locks_are_those_that_the_revisions_state() -> None:
         assert re.search(rf"\| {script.name[:4]} \| [^|]* \| {re.escape(stated)} \|", guide), stated
 
 
-def test_what_monitoring_will_see(app: Connection[Any], reader: Reader) -> None:
-    until(lambda: worker_runs(app), "pg_cron has started the worker", seconds=70)
+def test_what_monitoring_will_see(production: PrivateCluster, reader: Reader) -> None:
+    migrator.upgrade(production.conninfo("app"))
+    production.restart()  # its @reboot job starts the worker at once, and not with the next minute
+    with psycopg.connect(production.conninfo("app"), autocommit=True) as db:
+        until(lambda: worker_runs(db), "pg_cron has started the worker")
     reader.follow(SECTIONS["What monitoring will see"])
 
 
