@@ -62,7 +62,7 @@ from pg_roles as r where r.rolname = %s
 
 _THEIR_JOBS = """
 select jobid, jobname::text, username::text, database
-from cron.job where jobname like 'builder-score-worker%%' order by jobid
+from cron.job where jobname ~ '^builder-score-worker(-at-start|-purge)?(@|$)' order by jobid
 """
 
 

@@ -7,6 +7,7 @@ do $roles$
 declare
     v_role name;
     v_usable boolean;
+    v_mend text;
 begin
     begin
         foreach v_role in array array['builder_score_owner', 'builder_score_operator']::name[] loop
@@ -28,22 +29,32 @@ begin
                       hint = 'ALTER ROLE builder_score_owner NOLOGIN NOSUPERUSER; then migrate again.';
         end if;
         -- From PostgreSQL 16 on whoever creates a role may grant it, and is no more than that: neither may they
-        -- become it nor do they have its rights.
+        -- become it nor do they have its rights. And there it is each grant that inherits, no longer the member.
         if current_setting('server_version_num')::integer >= 160000 then
             v_usable := pg_has_role(current_user, 'builder_score_owner', 'set') and pg_has_role(current_user, 'builder_score_owner', 'usage');
             if not v_usable then
-                execute format('grant builder_score_owner to %I with inherit true, set true', current_user);
+                begin
+                    execute format('grant builder_score_owner to %I with inherit true, set true', current_user);
+                    v_usable := true;
+                exception when insufficient_privilege then
+                    if not pg_has_role(current_user, 'builder_score_owner', 'member') then
+                        raise;
+                    end if;
+                end;
             end if;
+            v_mend := format('GRANT builder_score_owner TO %I WITH INHERIT TRUE, SET TRUE', current_user);
         else
             if not pg_has_role(current_user, 'builder_score_owner', 'member') then
                 execute format('grant builder_score_owner to %I', current_user);
             end if;
-            if not pg_has_role(current_user, 'builder_score_owner', 'usage') then
-                raise exception 'role % has the attribute NOINHERIT', current_user
-                    using errcode = 'invalid_role_specification',
-                          detail = 'Expected a role that has the rights of the roles it is a member of: builder_score_owner will own what is installed.',
-                          hint = format('ALTER ROLE %I INHERIT; or migrate as another role that owns the tables.', current_user);
-            end if;
+            v_usable := pg_has_role(current_user, 'builder_score_owner', 'usage');
+            v_mend := format('ALTER ROLE %I INHERIT', current_user);
+        end if;
+        if not v_usable then
+            raise exception 'role % does not inherit the rights of builder_score_owner', current_user
+                using errcode = 'invalid_role_specification',
+                      detail = 'Expected a member that has them and may become it: builder_score_owner will own what is installed.',
+                      hint = format('As a superuser: %s; then migrate again. Or migrate as another role that owns the tables.', v_mend);
         end if;
         alter schema builder_score owner to builder_score_owner;
         alter domain builder_score.user_id owner to builder_score_owner;

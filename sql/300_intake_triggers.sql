@@ -10,14 +10,22 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute
 -- writes: score_recalc_queue
+declare
+    v_id builder_score.user_id;
 begin
-    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, 'user inserted');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := new.id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
     else
+        if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select n.id, 20, 'user inserted' from new_rows as n;
     end if;
@@ -61,14 +69,22 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute
 -- writes: score_recalc_queue
+declare
+    v_id builder_score.user_id;
 begin
-    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, 'user deleted');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := old.id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
     else
+        if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select o.id, 20, 'user deleted' from old_rows as o;
     end if;
@@ -86,18 +102,29 @@ as $function$
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
 -- update that moves a project to another partition fires as a delete and an insert
+declare
+    v_id builder_score.project_id;
+    v_owner builder_score.user_id;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := new.id;
+            v_owner := new.owner_id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_owner is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_owner, 10, 'project inserted');
+        end if;
         if tg_argv[0]::boolean then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project inserted');
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_id, 10, 'project inserted');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
         if tg_argv[0]::boolean then
@@ -156,18 +183,29 @@ as $function$
 -- reads: pg_attribute
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
+declare
+    v_id builder_score.project_id;
+    v_owner builder_score.user_id;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := old.id;
+            v_owner := old.owner_id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_owner is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_owner, 10, 'project deleted');
+        end if;
         if tg_argv[0]::boolean then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (old.id, 10, 'project deleted');
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_id, 10, 'project deleted');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
         if tg_argv[0]::boolean then
@@ -220,16 +258,28 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
+declare
+    v_user builder_score.user_id;
+    v_project builder_score.project_id;
+    v_counts boolean;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        if builder_score.is_confirmed(new.status::text) then
-            perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_user := new.user_id;
+            v_project := new.project_id;
+            v_counts := builder_score.is_confirmed(new.status::text);
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_counts then
+            perform builder_score.append_collaboration(v_user, v_project, 'collaboration confirmed');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         with confirmed as (
             select n.user_id, n.project_id
             from new_rows as n
@@ -294,16 +344,28 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
+declare
+    v_user builder_score.user_id;
+    v_project builder_score.project_id;
+    v_counts boolean;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        if builder_score.is_confirmed(old.status::text) then
-            perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_user := old.user_id;
+            v_project := old.project_id;
+            v_counts := builder_score.is_confirmed(old.status::text);
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_counts then
+            perform builder_score.append_collaboration(v_user, v_project, 'collaboration ended');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         with confirmed as (
             select o.user_id, o.project_id
             from old_rows as o

@@ -42,7 +42,9 @@ begin
                     from unnest(table_names) with ordinality as n(name, place)
                     union all
                     select t.place, t.depth + 1, i.inhrelid
-                    from tree as t join pg_inherits as i on i.inhparent = t.id
+                    from tree as t
+                    join pg_inherits as i on i.inhparent = t.id
+                    join pg_class as c on c.oid = i.inhrelid and c.relkind in ('r', 'p')   -- a foreign table cannot be locked
                 )
                 select x.id, x.id::regclass as name, x.depth < 0 as is_view
                 from (

@@ -485,10 +485,13 @@ comment on function builder_score.trial_write() is 'Writes one score, to see whe
 create function builder_score.try_write() returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '0.1s'
 as $function$
 -- reads: host_users
 -- writes: nothing that stays
 -- returns: null when it works, else what is in the way and what mends it
+-- The caller has the host's tables locked. The host's triggers may want a lock of a transaction that waits for one of
+-- them: who gives up is this, soon enough that nobody's deadlock_timeout has passed.
 declare
     v_message text;
     v_code text;
@@ -500,6 +503,8 @@ begin
     exception
         when sqlstate 'BS000' then
             return null;
+        when lock_not_available then
+            return 'a trial write to users was not tried to the end: somebody holds a lock that a trigger of the host''s on users wants; pyscore doctor tries again';
         when assert_failure or others then
             get stacked diagnostics v_message = message_text, v_code = returned_sqlstate;
     end;
@@ -650,6 +655,8 @@ begin
     -- also for people who are remembered and gone with a table that was dropped
     if exists (select from builder_score.host_users) or exists (select from builder_score.score_state)
        or exists (select from builder_score.score_dead_letter) then
+        -- behind what a replica that takes over was given by its publisher
+        perform builder_score.keep_queue_ids_ahead();
         perform builder_score.enqueue_everyone('attach');
         return next 'everyone is enqueued';
     end if;

@@ -21,7 +21,8 @@ create function builder_score.usable_index(host_table regclass, key_columns name
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $function$
-    -- valid, whole, a btree that begins with these columns, all in one direction
+    -- valid, whole, a btree that begins with these columns, each under its own collation (else no plan takes it), all in
+    -- one direction and in the order that ORDER BY means
     select i.indexrelid::regclass
     from pg_index as i
     join pg_class as c on c.oid = i.indexrelid
@@ -33,11 +34,12 @@ as $function$
       and key_columns = array(
           select a.attname
           from generate_series(0, cardinality(key_columns) - 1) as k(place)
-          join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place]
+          join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place] and a.attcollation = i.indcollation[k.place]
           order by k.place)
       and (cardinality(key_columns) = 1
-           or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3))
-               from generate_series(0, cardinality(key_columns) - 1) as k(place)))
+           or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3)) and bool_and(o.opcdefault)
+               from generate_series(0, cardinality(key_columns) - 1) as k(place)
+               join pg_opclass as o on o.oid = i.indclass[k.place]))
     order by i.indnkeyatts, c.relname
     limit 1;
 $function$;

@@ -40,12 +40,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(needs_it)
 
 
+def with_pg_cron(config: pytest.Config, database: str) -> str | None:
+    """Where pg_cron is to work on a server whose tests need no more of it than to be there."""
+    return None if config.getoption("--without-pg-cron") else database
+
+
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[PrivateCluster]:
     """The server that all tests share. No pg_cron is a failure, not a reason to skip."""
     # fsync: nothing here outlives the machine
     settings = {"fsync": False, "max_connections": 200, "max_prepared_transactions": 20}
-    cron_database = None if request.config.getoption("--without-pg-cron") else CRON_DATABASE
+    cron_database = with_pg_cron(request.config, CRON_DATABASE)
     with PrivateCluster(settings=settings, cron_database=cron_database) as cluster:
         cluster.psql("-c", f"create database {CRON_DATABASE}")
         yield cluster
@@ -58,7 +63,7 @@ def managed_server(request: pytest.FixtureRequest) -> Iterator[PrivateCluster]:
     Tests drop their databases, and with the last one go the roles.
     """
     settings = {"fsync": False, "max_connections": 50}
-    cron_database = None if request.config.getoption("--without-pg-cron") else "postgres"
+    cron_database = with_pg_cron(request.config, "postgres")
     with PrivateCluster(settings=settings, cron_database=cron_database) as cluster:
         if cron_database:
             cluster.psql("-c", "create extension pg_cron")

@@ -317,6 +317,50 @@ def test_who_reads_our_views_meanwhile_waits_and_never_deadlocks(
     assert reader.finish() == [(2,)]
 
 
+def test_attach_holds_nobody_up_for_what_the_hosts_own_triggers_want(
+    community: Connection[Any], sessions: Sessions
+) -> None:
+    """It has the tables locked by then: who has what it wants may come to want one of them."""
+    db = community
+    run(
+        db,
+        "create table totals (writes bigint); insert into totals values (0);"
+        " grant select, update on totals to builder_score_owner;"
+        " create function count_writes() returns trigger language plpgsql as"
+        " $$ begin update totals set writes = writes + 1; return new; end $$;"
+        " create trigger totals before update on users"
+        " for each row execute function count_writes()",
+    )
+    application, dba = sessions("application"), sessions("dba")
+    application.run("begin")
+    application.run("update totals set writes = 0")
+    said = [line for (line,) in dba.run("select * from builder_score.attach()")]
+    assert any("was not tried to the end" in line for line in said)
+    assert said[-1] == "everyone is enqueued"
+    application.run("update users set bio = 'goes on'")
+    application.run("commit")
+    settle(db)
+    assert_right(db)
+
+
+def test_attach_appends_behind_what_the_queue_was_given_from_elsewhere(
+    community: Connection[Any],
+) -> None:
+    """A replica that takes over has the publisher's rows, and a sequence that is behind them."""
+    db = community
+    run(
+        db,
+        "insert into builder_score.score_recalc_queue (id, user_id, priority, reason)"
+        " overriding system value"
+        " select (select last_value from builder_score.score_recalc_queue_id_seq) + n, u.id, 20, ''"
+        " from users as u cross join generate_series(1, 3) as n where u.username = 'ann'",
+    )
+    run(db, "select builder_score.attach()")
+    run(db, "update users set bio = 'goes on'")
+    settle(db)
+    assert_right(db)
+
+
 # In several transactions --------------------------------------------------------------------------
 
 

@@ -186,6 +186,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.pg_cron
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=list(BROKEN))
 def test_what_is_broken_is_said_and_mended_by_the_line_that_says_it(
     server: PrivateCluster, app: str, broken: Broken
@@ -221,6 +222,7 @@ def test_what_is_broken_is_said_and_mended_by_the_line_that_says_it(
         )
 
 
+@pytest.mark.pg_cron
 def test_a_launcher_that_has_ended(server: PrivateCluster, app: str) -> None:
     with connect(app) as db:
         db.execute(f"select pg_terminate_backend(pid) from ({LAUNCHER}) as l")
@@ -233,6 +235,7 @@ def test_a_launcher_that_has_ended(server: PrivateCluster, app: str) -> None:
     until(lambda: level_of("pg_cron", examine(app)) == "ok", "the launcher is back")
 
 
+@pytest.mark.pg_cron
 def test_a_connection_that_pg_hba_refuses(server: PrivateCluster, app: str) -> None:
     hba = server.data_dir / "pg_hba.conf"
     before = hba.read_text()
@@ -287,6 +290,7 @@ def test_the_line_for_pg_hba_fits_cron_host(host: str | None, lines: list[str]) 
     assert hba_lines(host, "app", "ops") == lines
 
 
+@pytest.mark.pg_cron
 def test_pg_cron_in_another_database_and_its_job_are_looked_at(
     server: PrivateCluster, app: str
 ) -> None:
@@ -318,6 +322,7 @@ def test_pg_cron_in_another_database_and_its_job_are_looked_at(
     assert level_of("job", examine(address, "--cron-dsn", app)) == "ok"
 
 
+@pytest.mark.pg_cron
 def test_a_pg_cron_that_is_not_loaded_or_on_another_server(app: str) -> None:
     with PrivateCluster(settings=SERVER) as server:
         server.psql("-c", "create database app")

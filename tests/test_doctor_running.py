@@ -1,5 +1,6 @@
 """`pyscore doctor` where something goes on: sessions, roles, standbys, failures, an Alembic."""
 
+import json
 import re
 import shlex
 from collections.abc import Generator, Iterator
@@ -190,13 +191,56 @@ def test_what_a_role_lacks_to_install_is_printed(
             f"{installer} is not the owner of public.{table}"
             for table in ("project_collaborators", "projects", "users")
         ]
-        assert said[4].startswith(f"{installer} may not create roles: it would own everything")
+        what = "may not create or become the role builder_score_owner: it would own everything"
+        assert said[4].startswith(f"{installer} {what}")
         assert [one["level"] for one in of("rights", findings)] == ["fail"] * 4 + ["warn"]
         assert f"GRANT builder_score_owner TO {installer};" in str(findings)
         mend(server, empty_database, of("rights", findings))
         (rights,) = of("rights", examine(address))
         assert rights["message"] == f"{installer} may install"
         run(db, f"drop owned by {installer}")
+
+
+# What the roles of another database are to an installer: its attributes, whether it was granted the
+# owner's, and what follows until PostgreSQL 15 and since.
+INSTALLERS = {
+    "who may do nothing": ("", False, "warn", "warn"),
+    "who was granted the role": ("", True, "ok", "ok"),
+    "who was, and does not inherit": ("noinherit", True, "fail", "fail"),
+    "who creates roles": ("createrole", False, "ok", "warn"),
+    "who does, and does not inherit": ("createrole noinherit", False, "fail", "warn"),
+}
+
+
+@pytest.mark.parametrize("case", INSTALLERS)
+def test_whether_an_installer_can_use_roles_that_are_there_is_said_as_migrate_finds_it(
+    server: PrivateCluster, template: str, empty_database: str, case: str
+) -> None:
+    attributes, granted, before_16, since = INSTALLERS[case]
+    with connect(empty_database) as db, role(server, "installer", attributes) as installer:
+        name = conninfo_to_dict(empty_database)["dbname"]
+        server.psql("-c", f"alter database {name} owner to {installer}")
+        run(db, f"grant create on schema public to {installer}")  # by name: it may not inherit
+        if granted:
+            server.psql("-c", f"grant builder_score_owner to {installer}")
+        address = as_role(server, empty_database, installer)
+        migrate = ("migrate", "--dry-run", "--json", "--dsn", address)
+        levels: list[str] = []
+        while not levels or levels[-1] != "ok":
+            assert len(levels) < 3
+            (rights,) = of("rights", examine(address))
+            levels.append(rights["level"])
+            if rights["level"] == "fail":
+                lacks = f"{installer} does not inherit the rights of builder_score_owner"
+                assert rights["message"].startswith(lacks)
+                assert f"role {lacks}" in error_line(call(*migrate))
+            else:
+                notes = json.loads(output(call(*migrate)))["notes"]
+                alone = [one for one in notes if "may not create or become the role" in one]
+                assert len(alone) == (rights["level"] == "warn")
+            mend(server, empty_database, [rights])
+        assert levels[0] == (since if server.version >= 16 else before_16)
+        run(db, f"alter database {name} owner to postgres; drop owned by {installer}")
 
 
 def test_a_schema_of_that_name_that_is_not_ours(
@@ -331,6 +375,28 @@ def test_where_the_installer_may_not_create_roles_it_is_said_what_that_means(
             migrator.downgrade(address)
             server.psql("-c", f"alter database {name} owner to postgres")
             run(db, f"drop owned by {plain} cascade")
+
+
+def test_a_policy_that_hid_rows_from_everybody_goes_on_hiding_them_from_all_others(
+    server: PrivateCluster, healthy: str
+) -> None:
+    with (
+        connect(healthy) as db,
+        role(server, "by_column") as by_column,
+        role(server, "reads_all", "in role pg_read_all_data") as reads_all,
+    ):
+        run(db, f"grant select (id) on projects to {by_column}")
+        db.execute("alter table projects enable row level security")
+        db.execute("create policy everything on projects using (true)")
+        db.execute("create policy nothing on projects as restrictive using (false)")
+        mend(server, healthy, of("policies", examine(healthy)))
+        assert level_of("policies", examine(healthy)) == "ok"
+        for name in (by_column, reads_all):
+            with connect(as_role(server, healthy, name)) as somebody:
+                assert somebody.execute("select id from projects").fetchall() == []
+        db.execute("drop policy everything on projects; drop policy nothing on projects")
+        db.execute("alter table projects disable row level security")
+        run(db, f"drop owned by {by_column}, {reads_all}")
 
 
 # What goes on -------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from tests.community import (
     queue,
     score,
 )
-from tests.conftest import CRON_DATABASE, dsn, janitor
+from tests.conftest import CRON_DATABASE, dsn, janitor, with_pg_cron
 from tests.host_schemas import HOSTS
 from tests.hosts import create_application
 from tests.interleave import Sessions, assert_right, settle
@@ -45,7 +45,7 @@ def target(server: PrivateCluster) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def elsewhere(request: pytest.FixtureRequest) -> Iterator[PrivateCluster]:
     """Another server, where our roles have never been."""
-    cron_database = None if request.config.getoption("--without-pg-cron") else CRON_DATABASE
+    cron_database = with_pg_cron(request.config, CRON_DATABASE)
     with PrivateCluster(settings={"fsync": False}, cron_database=cron_database) as cluster:
         yield cluster
 

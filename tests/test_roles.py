@@ -482,6 +482,20 @@ def test_what_the_host_granted_to_the_installer_survives(
             run(db, f"drop owned by {host}")
 
 
+def test_what_our_roles_may_do_in_another_database_survives_an_uninstallation(
+    server: PrivateCluster, database: str, empty_database: str
+) -> None:
+    name = str(conninfo_to_dict(database)["dbname"])
+    granted = f"select datacl::text from pg_database where datname = '{name}'"
+    output(call("migrate", "--dsn", empty_database))
+    with psycopg.connect(database, autocommit=True) as db:
+        run(db, f"revoke connect on database {name} from public")
+        run(db, f"grant connect on database {name} to builder_score_operator")
+        before = one(db, granted)
+        output(call("uninstall", "--yes", "--dsn", empty_database))
+        assert one(db, granted) == before
+
+
 def test_an_installer_that_may_create_no_index_is_refused_before_anything_is_done(
     server: PrivateCluster, template: str
 ) -> None:
@@ -534,8 +548,18 @@ def test_an_installer_that_does_not_inherit_is_refused_before_anything_is_done(
         server.psql("-c", f"grant builder_score_owner to {owner}")
         with psycopg.connect(address) as installer:  # in public it may create nothing either
             installer.execute("create schema mine")
-        line = error_line(call("migrate", "--host-schema", "mine", "--dsn", address))
-        assert f"role {owner} has the attribute NOINHERIT" in line
-        assert f"ALTER ROLE {owner} INHERIT" in line
+        migrate = ("migrate", "--host-schema", "mine", "--dsn", address)
+        line = error_line(call(*migrate))
+        assert f"role {owner} does not inherit the rights of builder_score_owner" in line
         with psycopg.connect(address) as installer:
             assert one(installer, "select to_regnamespace('builder_score') is null")
+        # of the role until PostgreSQL 15, of the grant since
+        mend = f"GRANT builder_score_owner TO {owner} WITH INHERIT TRUE, SET TRUE"
+        if server.version < 16:
+            mend = f"ALTER ROLE {owner} INHERIT"
+        assert f"As a superuser: {mend}; then migrate again" in line
+        server.psql("-c", mend)
+        assert "may not create or become" not in output(call(*migrate))
+        with psycopg.connect(address) as installer:
+            assert one(installer, "select builder_score.owner_role()") == "builder_score_owner"
+        output(call("uninstall", "--yes", "--dsn", address))

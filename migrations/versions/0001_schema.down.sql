@@ -52,21 +52,34 @@ $schema$;
 do $roles$
 declare
     v_role name;
+    v_elsewhere text[];
+    v_grant text;
 begin
     revoke all on schema builder_score from public;
     if (select nspowner::regrole::text from pg_namespace where nspname = 'builder_score') <> 'builder_score_owner' then
         return;     -- everything was the installer's: if the roles are there, they are others'
     end if;
-    revoke all on schema builder_score from builder_score_operator;
-    revoke all on builder_score.alembic_version from builder_score_operator;
+    if to_regrole('builder_score_operator') is not null then
+        revoke all on schema builder_score from builder_score_operator;
+        revoke all on builder_score.alembic_version from builder_score_operator;
+    end if;
     execute format('alter schema builder_score owner to %I', current_user);
     foreach v_role in array array['builder_score_operator', 'builder_score_owner']::name[] loop
         begin
             -- what a DBA granted to it in this database, such as the grants that attach() asks for
             if to_regrole(v_role::text) is not null then
+                -- DROP OWNED takes away what was granted on other databases, too: that is given back
+                v_elsewhere := array(
+                    select format('grant %s on database %I to %I%s', a.privilege_type, d.datname, v_role, case when a.is_grantable then ' with grant option' end)
+                    from pg_database as d
+                    cross join lateral aclexplode(d.datacl) as a
+                    where a.grantee = v_role::text::regrole and d.datname <> current_database() and pg_has_role(d.datdba, 'usage'));
                 -- reassigned first, so that it drops nothing but privileges
                 execute format('reassign owned by %I to %I', v_role, current_user);
                 execute format('drop owned by %I', v_role);
+                foreach v_grant in array v_elsewhere loop
+                    execute v_grant;
+                end loop;
             end if;
         exception when insufficient_privilege then
             raise notice 'builder_score: what was granted to role % in this database stays: % may not take it back', v_role, current_user;

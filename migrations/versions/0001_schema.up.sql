@@ -268,6 +268,7 @@ do $roles$
 declare
     v_role name;
     v_usable boolean;
+    v_mend text;
 begin
     begin
         foreach v_role in array array['builder_score_owner', 'builder_score_operator']::name[] loop
@@ -289,22 +290,32 @@ begin
                       hint = 'ALTER ROLE builder_score_owner NOLOGIN NOSUPERUSER; then migrate again.';
         end if;
         -- From PostgreSQL 16 on whoever creates a role may grant it, and is no more than that: neither may they
-        -- become it nor do they have its rights.
+        -- become it nor do they have its rights. And there it is each grant that inherits, no longer the member.
         if current_setting('server_version_num')::integer >= 160000 then
             v_usable := pg_has_role(current_user, 'builder_score_owner', 'set') and pg_has_role(current_user, 'builder_score_owner', 'usage');
             if not v_usable then
-                execute format('grant builder_score_owner to %I with inherit true, set true', current_user);
+                begin
+                    execute format('grant builder_score_owner to %I with inherit true, set true', current_user);
+                    v_usable := true;
+                exception when insufficient_privilege then
+                    if not pg_has_role(current_user, 'builder_score_owner', 'member') then
+                        raise;
+                    end if;
+                end;
             end if;
+            v_mend := format('GRANT builder_score_owner TO %I WITH INHERIT TRUE, SET TRUE', current_user);
         else
             if not pg_has_role(current_user, 'builder_score_owner', 'member') then
                 execute format('grant builder_score_owner to %I', current_user);
             end if;
-            if not pg_has_role(current_user, 'builder_score_owner', 'usage') then
-                raise exception 'role % has the attribute NOINHERIT', current_user
-                    using errcode = 'invalid_role_specification',
-                          detail = 'Expected a role that has the rights of the roles it is a member of: builder_score_owner will own what is installed.',
-                          hint = format('ALTER ROLE %I INHERIT; or migrate as another role that owns the tables.', current_user);
-            end if;
+            v_usable := pg_has_role(current_user, 'builder_score_owner', 'usage');
+            v_mend := format('ALTER ROLE %I INHERIT', current_user);
+        end if;
+        if not v_usable then
+            raise exception 'role % does not inherit the rights of builder_score_owner', current_user
+                using errcode = 'invalid_role_specification',
+                      detail = 'Expected a member that has them and may become it: builder_score_owner will own what is installed.',
+                      hint = format('As a superuser: %s; then migrate again. Or migrate as another role that owns the tables.', v_mend);
         end if;
         alter schema builder_score owner to builder_score_owner;
         alter domain builder_score.user_id owner to builder_score_owner;
@@ -1107,14 +1118,22 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute
 -- writes: score_recalc_queue
+declare
+    v_id builder_score.user_id;
 begin
-    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (new.id, 20, 'user inserted');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := new.id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
     else
+        if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select n.id, 20, 'user inserted' from new_rows as n;
     end if;
@@ -1158,14 +1177,22 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute
 -- writes: score_recalc_queue
+declare
+    v_id builder_score.user_id;
 begin
-    if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (old.id, 20, 'user deleted');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := old.id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
     else
+        if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select o.id, 20, 'user deleted' from old_rows as o;
     end if;
@@ -1183,18 +1210,29 @@ as $function$
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
 -- update that moves a project to another partition fires as a delete and an insert
+declare
+    v_id builder_score.project_id;
+    v_owner builder_score.user_id;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select new.owner_id, 10, 'project inserted' where new.owner_id is not null;
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := new.id;
+            v_owner := new.owner_id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_owner is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_owner, 10, 'project inserted');
+        end if;
         if tg_argv[0]::boolean then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (new.id, 10, 'project inserted');
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_id, 10, 'project inserted');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
         if tg_argv[0]::boolean then
@@ -1253,18 +1291,29 @@ as $function$
 -- reads: pg_attribute
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
+declare
+    v_id builder_score.project_id;
+    v_owner builder_score.user_id;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select old.owner_id, 10, 'project deleted' where old.owner_id is not null;
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_id := old.id;
+            v_owner := old.owner_id;
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_owner is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_owner, 10, 'project deleted');
+        end if;
         if tg_argv[0]::boolean then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (old.id, 10, 'project deleted');
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_id, 10, 'project deleted');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
         if tg_argv[0]::boolean then
@@ -1317,16 +1366,28 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
+declare
+    v_user builder_score.user_id;
+    v_project builder_score.project_id;
+    v_counts boolean;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        if builder_score.is_confirmed(new.status::text) then
-            perform builder_score.append_collaboration(new.user_id, new.project_id, 'collaboration confirmed');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_user := new.user_id;
+            v_project := new.project_id;
+            v_counts := builder_score.is_confirmed(new.status::text);
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_counts then
+            perform builder_score.append_collaboration(v_user, v_project, 'collaboration confirmed');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         with confirmed as (
             select n.user_id, n.project_id
             from new_rows as n
@@ -1391,16 +1452,28 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_attribute, statuses
 -- writes: score_recalc_queue
+declare
+    v_user builder_score.user_id;
+    v_project builder_score.project_id;
+    v_counts boolean;
 begin
-    if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
-        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-        return null;
-    end if;
     if tg_level = 'ROW' then
-        if builder_score.is_confirmed(old.status::text) then
-            perform builder_score.append_collaboration(old.user_id, old.project_id, 'collaboration ended');
+        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
+            v_user := old.user_id;
+            v_project := old.project_id;
+            v_counts := builder_score.is_confirmed(old.status::text);
+        exception when undefined_column then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end;
+        if v_counts then
+            perform builder_score.append_collaboration(v_user, v_project, 'collaboration ended');
         end if;
     else
+        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
+            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+            return null;
+        end if;
         with confirmed as (
             select o.user_id, o.project_id
             from old_rows as o
@@ -3205,7 +3278,9 @@ begin
                     from unnest(table_names) with ordinality as n(name, place)
                     union all
                     select t.place, t.depth + 1, i.inhrelid
-                    from tree as t join pg_inherits as i on i.inhparent = t.id
+                    from tree as t
+                    join pg_inherits as i on i.inhparent = t.id
+                    join pg_class as c on c.oid = i.inhrelid and c.relkind in ('r', 'p')   -- a foreign table cannot be locked
                 )
                 select x.id, x.id::regclass as name, x.depth < 0 as is_view
                 from (
@@ -3751,10 +3826,13 @@ comment on function builder_score.trial_write() is 'Writes one score, to see whe
 create function builder_score.try_write() returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '0.1s'
 as $function$
 -- reads: host_users
 -- writes: nothing that stays
 -- returns: null when it works, else what is in the way and what mends it
+-- The caller has the host's tables locked. The host's triggers may want a lock of a transaction that waits for one of
+-- them: who gives up is this, soon enough that nobody's deadlock_timeout has passed.
 declare
     v_message text;
     v_code text;
@@ -3766,6 +3844,8 @@ begin
     exception
         when sqlstate 'BS000' then
             return null;
+        when lock_not_available then
+            return 'a trial write to users was not tried to the end: somebody holds a lock that a trigger of the host''s on users wants; pyscore doctor tries again';
         when assert_failure or others then
             get stacked diagnostics v_message = message_text, v_code = returned_sqlstate;
     end;
@@ -3916,6 +3996,8 @@ begin
     -- also for people who are remembered and gone with a table that was dropped
     if exists (select from builder_score.host_users) or exists (select from builder_score.score_state)
        or exists (select from builder_score.score_dead_letter) then
+        -- behind what a replica that takes over was given by its publisher
+        perform builder_score.keep_queue_ids_ahead();
         perform builder_score.enqueue_everyone('attach');
         return next 'everyone is enqueued';
     end if;
@@ -4010,7 +4092,8 @@ create function builder_score.usable_index(host_table regclass, key_columns name
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $function$
-    -- valid, whole, a btree that begins with these columns, all in one direction
+    -- valid, whole, a btree that begins with these columns, each under its own collation (else no plan takes it), all in
+    -- one direction and in the order that ORDER BY means
     select i.indexrelid::regclass
     from pg_index as i
     join pg_class as c on c.oid = i.indexrelid
@@ -4022,11 +4105,12 @@ as $function$
       and key_columns = array(
           select a.attname
           from generate_series(0, cardinality(key_columns) - 1) as k(place)
-          join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place]
+          join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = i.indkey[k.place] and a.attcollation = i.indcollation[k.place]
           order by k.place)
       and (cardinality(key_columns) = 1
-           or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3))
-               from generate_series(0, cardinality(key_columns) - 1) as k(place)))
+           or (select count(distinct i.indoption[k.place]) = 1 and bool_and(i.indoption[k.place] in (0, 3)) and bool_and(o.opcdefault)
+               from generate_series(0, cardinality(key_columns) - 1) as k(place)
+               join pg_opclass as o on o.oid = i.indclass[k.place]))
     order by i.indnkeyatts, c.relname
     limit 1;
 $function$;

@@ -17,7 +17,8 @@ _OURS = """
     group by c.oid
 """
 
-# As attach() looks for them. Whom to give a policy that is everybody's: whoever may use the table.
+# As attach() looks for them. Whom to give a policy that is everybody's: whoever may use the table,
+# be it by a grant on a column or to PUBLIC, or as pg_read_all_data: nobody else comes to see more.
 _RESTRICTIVE = """
     select p.polrelid as oid, p.polname as name, quote_ident(p.polname) as quoted,
            0 = any(p.polroles) as for_everybody,
@@ -27,10 +28,16 @@ _RESTRICTIVE = """
                    and pg_has_role(%(owner)s::oid, r.oid, 'member') order by 1) as through,
            array(select quote_ident(r.rolname) from pg_roles as r
                  where r.oid = any(p.polroles) and r.oid <> %(owner)s order by 1) as others,
-           array(select distinct quote_ident(r.rolname)
-                 from aclexplode(c.relacl) as a join pg_roles as r on r.oid = a.grantee
-                 where r.oid not in (c.relowner, %(owner)s) order by 1) as users_of_table,
-           quote_ident(pg_get_userbyid(c.relowner)) as table_owner
+           array(with allowed as (
+                     select r.oid, r.rolname from pg_roles as r
+                     where not r.rolsuper and not r.rolbypassrls
+                       and not pg_has_role(%(owner)s::oid, r.oid, 'member')
+                       and (has_any_column_privilege(r.oid, c.oid, 'select, insert, update')
+                            or has_table_privilege(r.oid, c.oid, 'delete')))
+                 select quote_ident(r.rolname) from allowed as r
+                 where not exists (select from allowed as g
+                                   where g.oid <> r.oid and pg_has_role(r.oid, g.oid, 'usage'))
+                 order by 1) as users_of_table
     from pg_policy as p join pg_class as c on c.oid = p.polrelid
     where p.polrelid = any(%(oids)s::oid[]) and not p.polpermissive and p.polcmd in ('*', 'r', 'w')
       and exists (select from unnest(p.polroles) as r(oid)
@@ -110,8 +117,11 @@ def _missing(case: Case, table: dict[str, Any], missing: str) -> Verdict:
 def _restrictive(case: Case, table: dict[str, Any], policy: dict[str, Any]) -> Verdict:
     owner, on = case.owner["quoted"], f"{policy['quoted']} ON {table['said']}"
     if policy["for_everybody"]:
-        roles = policy["users_of_table"] or [policy["table_owner"]]
-        remedy = f"ALTER POLICY {on} TO {', '.join(roles)};"
+        # with pg_read_all_data there is always one
+        remedy = (
+            "-- whoever may use the table today; roles that are to come have to be added:\n"
+            f"ALTER POLICY {on} TO {', '.join(policy['users_of_table'])};"
+        )
     elif policy["for_us"]:
         roles = [role for role in policy["others"] if role not in policy["through"]]
         remedy = f"ALTER POLICY {on} TO {', '.join(roles)};" if roles else f"DROP POLICY {on};"

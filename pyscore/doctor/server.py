@@ -24,12 +24,28 @@ _HOST_OWNERS = """
     order by 1
 """
 
+# As sql/020_roles.sql goes about it: until PostgreSQL 15 CREATEROLE may grant every role, and a
+# member with the attribute INHERIT has its rights; since 16 both are a matter of the grant.
 _MAY_INSTALL = """
     select has_database_privilege(current_database(), 'create') as may_create_schemas,
-           r.rolsuper or r.rolcreaterole
-               or coalesce(pg_has_role(to_regrole('builder_score_owner'), 'usage'), false)
-               as may_have_owner
-    from pg_roles as r where r.rolname = current_user
+           h.may_create and case
+               when o.owner is null or r.rolsuper then true
+               when %(grants_inherit)s then h.is_admin or h.is_usable
+               else r.rolcreaterole or h.is_admin or h.is_member end as may_have_owner,
+           not r.rolsuper and case
+               when %(grants_inherit)s then h.is_member and not h.is_admin and not h.is_usable
+               else not r.rolinherit and (r.rolcreaterole or h.is_member) end as lacks_rights
+    from pg_roles as r
+    cross join (select to_regrole('builder_score_owner') as owner) as o
+    cross join lateral (
+        select r.rolsuper or r.rolcreaterole
+                   or o.owner is not null and to_regrole('builder_score_operator') is not null
+                   as may_create,
+               coalesce(pg_has_role(o.owner, 'member'), false) as is_member,
+               coalesce(pg_has_role(o.owner, 'member with admin option'), false) as is_admin,
+               coalesce(pg_has_role(o.owner, 'usage') and pg_has_role(o.owner, %(become)s), false)
+                   as is_usable) as h
+    where r.rolname = current_user
 """
 
 
@@ -95,7 +111,10 @@ def may_become_operator(case: Case) -> bool:
 def rights_to_install(case: Case) -> Iterator[Verdict]:
     """Look, before anything is installed, whether this role may install it."""
     role, quoted = case.session["role"], case.session["quoted_role"]
-    may, fine = case.row(_MAY_INSTALL), True
+    grants_inherit = case.session["major"] >= 16
+    become = "set" if grants_inherit else "member"
+    (may,) = case.named(_MAY_INSTALL, grants_inherit=grants_inherit, become=become)
+    fine = True
     if case.is_standby:
         yield warn("this is a hot standby", "# run pyscore migrate on the primary")
         return
@@ -111,11 +130,20 @@ def rights_to_install(case: Case) -> Iterator[Verdict]:
             f"{role} is not the owner of {table['said']}, and could not add triggers to it",
             f"GRANT {table['owner']} TO {quoted};",
         )
-    if not may["may_have_owner"]:
+    if may["lacks_rights"]:
+        fine = False
+        yield fail(
+            f"{role} does not inherit the rights of {OWNER}, which is to own what is installed",
+            "-- as a superuser:",
+            f"GRANT {OWNER} TO {quoted} WITH INHERIT TRUE, SET TRUE;"
+            if grants_inherit
+            else f"ALTER ROLE {quoted} INHERIT;",
+        )
+    elif not may["may_have_owner"]:
         fine = False
         yield warn(
-            f"{role} may not create roles: it would own everything itself, and triggers and worker "
-            f"would run with all of its rights, not with those of {OWNER}",
+            f"{role} may not create or become the role {OWNER}: it would own everything itself, "
+            "and triggers and worker would run with all of its rights",
             *case.separate_roles(role),
         )
     if fine:
