@@ -165,6 +165,12 @@ BROKEN = {
         "revoke update (builder_score) on users from builder_score_owner",
         ("trial write",),
     ),
+    "somebody who may write what is ours": Broken(
+        "grants",
+        "warn",
+        r"pg_monitor may INSERT, UPDATE builder_score\.settings",
+        "grant insert, update on builder_score.settings to pg_monitor",
+    ),
     "an owner that may not read projects": Broken(
         "grants",
         "fail",
@@ -232,6 +238,14 @@ BROKEN = {
         "fail",
         "the views host_projects are gone",
         "drop view builder_score.host_projects cascade",
+    ),
+    "the score's column is gone": Broken(
+        "attached",
+        "fail",
+        r"public\.users\.builder_score is gone",
+        "alter table users drop column builder_score cascade",
+        ("triggers", "columns", "indexes", "grants"),
+        traces=True,
     ),
     "a table that was renamed": Broken(
         "attached",
@@ -428,6 +442,16 @@ BROKEN = {
             "delete from cached where name = new.username", more="create table cached (name text)"
         ),
     ),
+    "a table that a trigger names with its schema": Broken(
+        "trial write",
+        "fail",
+        "permission denied for table entries",
+        trigger(
+            "insert into ledger.entries values (new.username)",
+            more="create schema ledger; create table ledger.entries (name text);"
+            "create table entries (name text); grant usage on schema ledger to public",
+        ),
+    ),
     "a sequence that a trigger may not use": Broken(
         "trial write",
         "fail",
@@ -442,6 +466,17 @@ BROKEN = {
             "perform helper(1)",
             more="create function helper(integer) returns integer return $1;"
             "revoke execute on function helper from public",
+        ),
+    ),
+    "a function that a trigger names with its schema": Broken(
+        "trial write",
+        "fail",
+        "permission denied for function helper",
+        trigger(
+            "perform apart.helper(1)",
+            more="create schema apart; grant usage on schema apart to public;"
+            "create function apart.helper(integer) returns integer return $1;"
+            "revoke execute on function apart.helper from public",
         ),
     ),
     "a schema that a trigger may not use": Broken(

@@ -349,3 +349,44 @@ def test_a_pg_cron_that_is_not_loaded_or_on_another_server(app: str) -> None:
             "fail",
             "--cron-dsn leads to another server",
         )
+
+
+def test_who_may_not_use_pg_cron_is_told_which_grant_is_missing(
+    server: PrivateCluster, app: str
+) -> None:
+    with connect(app) as db:
+        db.execute("create role looks login in role builder_score_operator")
+        address = server.conninfo("app", user="looks")
+        findings = examine(address)
+        (job,) = of("job", findings)
+        assert job["message"] == "not looked at as looks: permission denied for schema cron"
+        follow(server, app, job["remedy"])
+        assert "not looked at" not in str(
+            [of(one, examine(address)) for one in ("job", "heartbeat")]
+        )
+        db.execute("drop owned by looks; drop role looks")
+
+
+def test_a_job_that_somebody_else_removed_is_scheduled_as_the_installer(
+    server: PrivateCluster, app: str
+) -> None:
+    with connect(app) as db:
+        db.execute("create role boss superuser login")
+        db.execute("select cron.unschedule(jobid) from cron.job")
+        (job,) = of("job", examine(server.conninfo("app", user="boss")))
+        assert job["remedy"].startswith("-- as postgres, ")
+        db.execute("drop role boss")
+        db.execute("select builder_score.schedule()")
+
+
+def test_a_run_that_failed_is_quoted_without_the_statements_that_it_came_from(app: str) -> None:
+    with connect(app) as db:
+        db.execute(
+            "insert into cron.job_run_details (jobid, runid, database, username, command, status,"
+            " return_message, start_time) select jobid, 0, database, username, command, 'failed',"
+            " E'ERROR:  no such thing\\nDETAIL:  none.\\nCONTEXT:  SQL statement', now()"
+            " from cron.job where jobname = 'builder-score-worker'"
+        )
+        (found,) = of("job runs", examine(app))
+        db.execute("truncate cron.job_run_details")
+    assert found["message"].endswith("failed: ERROR: no such thing DETAIL: none.")

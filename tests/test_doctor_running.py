@@ -328,6 +328,19 @@ def test_a_role_that_may_do_nothing_learns_what_it_could_not_look_at(
         ]
 
 
+def test_what_of_ours_was_dropped_by_hand_says_how_to_install_anew(
+    server: PrivateCluster, empty_database: str
+) -> None:
+    migrator.upgrade(empty_database)
+    with connect(empty_database) as db:
+        db.execute("drop view builder_score.health")
+        (found,) = of("grants", examine(empty_database))
+        assert found["message"].startswith("could not be looked at: relation")
+        follow(server, empty_database, found["remedy"])
+        db.execute(HEARD)
+    assert level_of("grants", examine(empty_database)) == "ok"
+
+
 def test_the_operator_is_told_of_what_is_broken(server: PrivateCluster, healthy: str) -> None:
     with connect(healthy) as db, role(server, "ops", "in role builder_score_operator") as name:
         db.execute("alter table users disable trigger builder_score_insert")

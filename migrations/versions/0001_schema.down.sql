@@ -86,8 +86,11 @@ begin
         end;
         begin
             execute format('drop role if exists %I', v_role);
-        exception when dependent_objects_still_exist or insufficient_privilege then
-            raise notice 'builder_score: role % stays: something else uses it', v_role;
+        exception
+            when dependent_objects_still_exist then
+                raise notice 'builder_score: role % stays: something else uses it', v_role;
+            when insufficient_privilege then
+                raise notice 'builder_score: role % stays: % may not drop it', v_role, current_user;
         end;
     end loop;
 end

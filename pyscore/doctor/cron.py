@@ -82,6 +82,7 @@ _TIMEOUT = """
 """
 
 _PLAIN = re.compile(r"^\w+$", re.ASCII)
+_BEFORE_STATEMENTS = re.compile(r"\n\s*(?:CONTEXT|QUERY|LINE \d+):")
 _ZERO = re.compile(r"^0+\s*[a-z]*$")
 
 
@@ -228,9 +229,13 @@ def _schedule(case: Case, *, as_before: bool = True) -> list[str]:
     if case.cron_is_elsewhere:
         assert case.cron is not None
         return [f"pyscore schedule --cron-dsn {_beside(case, case.cron.info.dbname)}"]
-    others = [job["username"] for job in case.jobs if job["username"] != case.session["role"]]
-    whom = [f"-- as {role}, as which the job runs:" for role in others[:1]] if as_before else []
-    return [*whom, SCHEDULE]
+    role = case.session["role"]
+    if as_before and case.jobs:
+        others = [job["username"] for job in case.jobs if job["username"] != role]
+        return [*(f"-- as {other}, as which the job runs:" for other in others[:1]), SCHEDULE]
+    if case.installer not in (None, role):
+        return [f"-- as {case.installer}, or whom else the worker is to run as:", SCHEDULE]
+    return [SCHEDULE]
 
 
 def _there(case: Case, *statements: str) -> list[str]:
@@ -311,7 +316,7 @@ def job_runs(case: Case) -> Iterator[Verdict]:
     elif run["status"] != "failed":
         yield ok(f"the last one: {run['status']}")
     else:
-        message = " ".join((run["message"] or "no message").split())
+        message = _said(run["message"] or "no message")
         said = f"the last run, as {run['username']}, failed: {message}"
         if message.startswith("connection failed"):
             yield fail(f"{said} (refused by pg_hba.conf?)", *_connection(case, run["username"]))
@@ -323,7 +328,16 @@ def job_runs(case: Case) -> Iterator[Verdict]:
                 "# then restart the server",
             )
         else:
-            yield fail(said, "# see the server's log, and the lines below and above this one")
+            yield fail(
+                said,
+                "# put right what it names (see the other lines, and the server's log); whether",
+                "# that was it is seen when the next run has begun, within a minute",
+            )
+
+
+def _said(message: str) -> str:
+    """Put what a run returned on one line, without the statements that it came from."""
+    return " ".join(_BEFORE_STATEMENTS.split(message, maxsplit=1)[0].split())
 
 
 def _connection(case: Case, role: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, errors
 from psycopg.rows import DictRow
 
 from pyscore.doctor import (
@@ -21,8 +21,8 @@ from pyscore.doctor import (
     server,
     writing,
 )
-from pyscore.doctor.case import OPERATOR, Case
-from pyscore.doctor.findings import Finding, Level, Limits, Verdict
+from pyscore.doctor.case import MIGRATE, OPERATOR, Case
+from pyscore.doctor.findings import Finding, Level, Limits, Verdict, fail
 from pyscore.errors import from_database
 
 Check = Callable[[Case], Iterable[Verdict]]
@@ -122,12 +122,28 @@ def _look(case: Case, check: Check) -> list[Verdict]:
     except psycopg.Error as error:
         if case.connection.closed:
             raise
-        return [Verdict("fail", f"could not be looked at: {from_database(error)}")]
+        return [_stumbled(error)]
+
+
+def _stumbled(error: psycopg.Error) -> Verdict:
+    said = f"could not be looked at: {from_database(error)}"
+    if isinstance(error, (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn)):
+        return fail(
+            said,
+            "# unless a line above says otherwise, something of ours was dropped by hand: install",
+            "# anew, which computes all scores again and sets the settings back:",
+            "pyscore uninstall --yes",
+            MIGRATE,
+        )
+    return fail(said, "# put right what it names, then run pyscore doctor again")
 
 
 def _not_looked_at(case: Case, error: psycopg.Error, level: Level) -> Verdict:
     role = case.session["role"]
     message = f"not looked at as {role}: {error.diag.message_primary}"
+    if (error.diag.message_primary or "").endswith("schema cron"):
+        advice = f"GRANT USAGE ON SCHEMA cron TO {case.session['quoted_role']};"
+        return Verdict(level, message, f"-- as a superuser:\n{advice}")
     whom = f"role {case.installer}" if case.installer else "the role that ran `pyscore migrate`"
     advice = [f"# run pyscore doctor as {whom}, or as a superuser"]
     if server.may_become_operator(case):

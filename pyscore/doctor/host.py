@@ -192,11 +192,30 @@ def attached(case: Case) -> Iterator[Verdict]:
         )
     elif host["attached_at"] is None:
         yield fail("detached from the application's tables: no event is noticed", ATTACH)
+    elif not case.is_attached and (lost := _lost(case)):
+        for said, remedy in lost:
+            yield fail(f"{said} is gone: scores cannot be computed", remedy, ATTACH)
     elif not case.is_attached:
         gone = ", ".join(view for view in _VIEWS.values() if view not in read)
         yield fail(f"the views {gone} are gone: scores cannot be computed", ATTACH)
     else:
         yield ok(f"to {', '.join(case.tables[name]['said'] for name in TABLES)}")
+
+
+def _lost(case: Case) -> list[tuple[str, str]]:
+    """Give the columns that attach() would miss, and what brings each of them back."""
+    present = {(row["oid"], row["name"]) for row in case.rows(_COLUMNS, case.table_oids)}
+    return [
+        (
+            f"{case.tables[name]['said']}.{column}",
+            "SELECT builder_score.missing_column_statements() \\gexec"
+            if column == "builder_score"
+            else f"# add {case.tables[name]['said']}.{column} again; then:",
+        )
+        for name in TABLES
+        for column in REQUIRED[name]
+        if (case.tables[name]["oid"], column) not in present
+    ]
 
 
 def _moved(
@@ -264,7 +283,9 @@ def _renamed_or_new(case: Case) -> Iterator[Verdict]:
             continue
         for column in strange:
             yield fail(
-                f"{table['said']}.{column} counts, under the name that it had at attach()", ATTACH
+                f"{table['said']}.{column} counts, under the name that it had at attach()",
+                "-- it counts no more after this; if it is to, give it its old name back instead:",
+                ATTACH,
             )
         for column in sorted(has - used):
             yield fail(

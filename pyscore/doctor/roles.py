@@ -38,6 +38,18 @@ _PUBLIC = """
     from pg_namespace as n where n.nspname = 'builder_score'
 """
 
+_WRITERS = """
+    select c.oid::regclass::text as name, r.rolname as role, quote_ident(r.rolname) as quoted,
+           string_agg(a.privilege_type, ', ' order by a.privilege_type) as privileges
+    from pg_class as c
+    cross join lateral aclexplode(c.relacl) as a
+    join pg_roles as r on r.oid = a.grantee
+    where c.relnamespace = to_regnamespace('builder_score') and c.relkind in ('r', 'v')
+      and a.grantee <> c.relowner and r.rolname <> %s
+      and a.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE')
+    group by c.oid, r.rolname order by 1, 2
+"""
+
 _ON_HOST = """
     select has_schema_privilege(%s, n.oid, 'usage') as usage,
            array(select t.said from unnest(%s::oid[], %s::text[]) as t(oid, said)
@@ -104,8 +116,14 @@ def roles(case: Case) -> Iterator[Verdict]:
 
 def grants(case: Case) -> Iterator[Verdict]:
     """Look who owns and may do what, in our schema and on the application's tables."""
-    found = [*_owners(case), *_for_everybody(case), *_on_host(case), *_operators(case)]
-    yield from found or [ok("as installed: nothing for PUBLIC, and no more than is needed")]
+    found = [
+        *_owners(case),
+        *_for_everybody(case),
+        *_writers(case),
+        *_on_host(case),
+        *_operators(case),
+    ]
+    yield from found or [ok("as installed: nothing for PUBLIC, and nobody else may write")]
 
 
 def _owners(case: Case) -> Iterator[Verdict]:
@@ -131,6 +149,15 @@ def _for_everybody(case: Case) -> Iterator[Verdict]:
         yield fail(
             f"everybody has {row['privileges']} on {row['name']}",
             f"REVOKE ALL ON {row['kind']} {row['name']} FROM PUBLIC;",
+        )
+
+
+def _writers(case: Case) -> Iterator[Verdict]:
+    """Look who was granted to write what is ours; reading may be a monitoring system's."""
+    for row in case.rows(_WRITERS, OPERATOR):
+        yield warn(
+            f"{row['role']} may {row['privileges']} {row['name']}: whoever it is can change scores",
+            f"REVOKE {row['privileges']} ON {row['name']} FROM {row['quoted']};",
         )
 
 

@@ -153,6 +153,7 @@ def xmin(case: Case) -> Iterator[Verdict]:
         found.append(
             warn(
                 f"{case.session['role']} does not see what other roles' sessions do",
+                "-- as a superuser:",
                 f"GRANT pg_read_all_stats TO {case.session['quoted_role']};",
             )
         )
@@ -166,8 +167,10 @@ def _transactions(case: Case) -> Iterator[Verdict]:
         application = f"{row['application']}, " if row["application"] else ""
         who = f"{row['pid']} ({application}role {row['role']})"
         end = "terminate" if row["state"] != "active" else "cancel"
+        unless = ["-- unless it is a dump or a report, which ends:"] if end == "cancel" else []
         yield warn(
             f"process {who}, {row['state']}, is in a transaction since {_seconds(row['age'])}",
+            *unless,
             f"SELECT pg_{end}_backend({row['pid']});",
         )
 

@@ -21,10 +21,11 @@ _WRITTEN = """
     where x.relid = %s or x.relid in (select p.relid from pg_partition_tree(%s::oid::regclass) as p)
 """
 
-_DENIED = re.compile(r"permission denied for (table|sequence|schema|function|view) (\S+)$")
+_DENIED = re.compile(r"permission denied for (table|sequence|schema|function|view) (.+)$")
 _MISSING = re.compile(r'relation "([^".]+)" does not exist$')
 _FUNCTION = re.compile(r"PL/pgSQL function ([^\s(]+)\(")
 _STATEMENT = re.compile(r'SQL statement "\s*(\w+)', re.IGNORECASE)
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
 _PRIVILEGES = {
     "insert": "SELECT, INSERT",
@@ -33,18 +34,23 @@ _PRIVILEGES = {
     "select": "SELECT",
 }
 
-# The statement alone runs with the application's search_path: by it names in errors are resolved.
-_RESOLVE: dict[str, LiteralString] = {
-    "view": "select coalesce(to_regclass(quote_ident(%s))::text, %s) as said",
-    "sequence": "select coalesce(to_regclass(quote_ident(%s))::text, %s) as said",
-    "table": "select coalesce(to_regclass(quote_ident(%s))::text, %s) as said",
-    "function": """
-        select coalesce((
-            select p.oid::regprocedure::text from pg_proc as p
-            where p.proname = %s and pg_function_is_visible(p.oid) limit 1), %s) as said
-    """,
-    "schema": "select coalesce(quote_ident(%s), %s) as said",
-}
+# PostgreSQL's message has the name alone. What it may mean, with the application's search_path,
+# with which the statement alone runs.
+_RELATIONS: LiteralString = """
+    select n.nspname as schema_name, format('%%I.%%I', n.nspname, c.relname) as said,
+           pg_table_is_visible(c.oid) as visible
+    from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+    where c.relname = %s and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and n.nspname !~ '^pg_'
+    order by n.nspname
+"""
+_FUNCTIONS: LiteralString = """
+    select n.nspname as schema_name, pg_function_is_visible(p.oid) as visible,
+           format('%%I.%%I(%%s)', n.nspname, p.proname,
+                  pg_get_function_identity_arguments(p.oid)) as said
+    from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+    where p.proname = %s and n.nspname !~ '^pg_'
+    order by n.nspname, p.oid
+"""
 
 _SCHEMAS_WITH = """
     select quote_ident(n.nspname) as quoted
@@ -139,11 +145,7 @@ def _trouble(case: Case, error: psycopg.Error) -> Verdict:
 
 def _grant(case: Case, kind: str, name: str, context: str) -> str:
     role = case.owner["quoted"]
-    with case.connection.transaction():
-        case.connection.execute(
-            "select set_config('search_path', h.search_path, true) from builder_score.host as h"
-        )
-        said = _resolved(case, kind, name)
+    said = _resolved(case, kind, name, context)
     match kind:
         case "function":
             return f"GRANT EXECUTE ON FUNCTION {said} TO {role};"
@@ -158,9 +160,31 @@ def _grant(case: Case, kind: str, name: str, context: str) -> str:
             return f"GRANT {privileges} ON {said} TO {role};"
 
 
-def _resolved(case: Case, kind: str, name: str) -> str:
-    query = _RESOLVE.get(kind)
-    return case.row(query, name, name)["said"] if query else name
+def _resolved(case: Case, kind: str, name: str, context: str) -> str:
+    """Give what a message names, with its schema: the failed statement's, or the search_path's."""
+    quoted = case.row("select quote_ident(%s) as said", name)["said"]
+    if kind == "schema":
+        return quoted
+    with case.connection.transaction():
+        case.connection.execute(
+            "select set_config('search_path', h.search_path, true) from builder_score.host as h"
+        )
+        found = case.rows(_FUNCTIONS if kind == "function" else _RELATIONS, name)
+    named = [row for row in found if _is_named(row["schema_name"], name, context)]
+    visible = [row for row in found if row["visible"]]
+    (best, *_) = [*named, *visible, *found, {"said": quoted}]
+    return best["said"]
+
+
+def _is_named(schema: str, name: str, context: str) -> bool:
+    pattern = rf"(?<![\w.\"]){_written(schema)}\s*\.\s*{_written(name)}(?![\w\"])"
+    return re.search(pattern, context, re.IGNORECASE) is not None
+
+
+def _written(name: str) -> str:
+    """Give the pattern of an identifier in a statement, with quotes or without."""
+    quoted = '"' + re.escape(name.replace('"', '""')) + '"'
+    return f"(?:{quoted}|{name})" if _PLAIN.fullmatch(name) else quoted
 
 
 def _exceptions(case: Case, function: str | None) -> list[str]:
