@@ -118,5 +118,7 @@ def test_an_owner_role_that_could_be_somebody_is_refused(
     with psycopg.connect(master) as db:
         assert one(db, "select builder_score.owner_role()") == "builder_score_owner"
     # the roles were not the installer's to drop
-    assert "uninstalled" in output(call("uninstall", "--yes", "--dsn", master))
+    done = call("uninstall", "--yes", "--dsn", master)
+    assert "uninstalled" in done.stdout
+    assert "role builder_score_owner stays: master may not drop it" in done.stdout + done.stderr
     assert "builder_score_operator builder_score_owner" in managed_server.psql("-Atc", OURS)
