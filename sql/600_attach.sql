@@ -496,6 +496,7 @@ declare
     v_message text;
     v_code text;
     v_object text[];
+    v_name text;
 begin
     begin
         perform builder_score.trial_write();
@@ -509,11 +510,16 @@ begin
             get stacked diagnostics v_message = message_text, v_code = returned_sqlstate;
     end;
     v_object := regexp_match(v_message, '^permission denied for (table|sequence|schema|function) (\S+)$');
+    -- the message leaves out the schema
+    select min(c.oid::regclass::text) into v_name
+    from pg_class as c
+    where c.relname = v_object[2] and v_object[1] in ('table', 'sequence') and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+    having count(*) = 1;
     if v_code = '42501' and v_object is not null then
         return format('a trial write to users failed: %s (a trigger of the host''s on users); mend it with: GRANT %s ON %s %s TO %I;',
             v_message,
             case v_object[1] when 'table' then 'SELECT, INSERT, UPDATE' when 'function' then 'EXECUTE' else 'USAGE' end,
-            v_object[1], v_object[2], builder_score.owner_role());
+            v_object[1], coalesce(v_name, v_object[2]), builder_score.owner_role());
     end if;
     return format('a trial write to users failed: %s', v_message);
 end

@@ -74,6 +74,33 @@ def facts(said: str) -> dict[str, list[str]]:
     return found
 
 
+def test_many_in_backoff_while_nobody_is_computed_are_a_problem(
+    database: str, db: Connection[Any]
+) -> None:
+    db.execute("update builder_score.settings set debounce_window = '0'")
+    for number in range(10):
+        add_user(db, f"user{number}", bio="bio")
+    db.execute("""
+        create function refuse() returns trigger language plpgsql as
+            'begin raise exception ''nobody''; end';
+        create trigger refuse before update of builder_score on users
+            for each row execute function refuse();
+    """)
+    drain(db)
+    db.execute(BEATING)
+    done = call("status", "--dsn", database)
+    assert done.returncode == 3
+    said = " ".join(done.stdout.split())
+    assert "10 users failed and wait for another attempt, and nobody was computed" in said
+    assert "pyscore doctor" in said
+    # one of them alone is a poison user
+    db.execute(
+        "update builder_score.score_state set retry_at = null where user_id in"
+        " (select user_id from builder_score.score_state limit 1)"
+    )
+    assert "another attempt" not in call("status", "--dsn", database).stdout
+
+
 def test_it_shows_the_queue_the_backfill_and_what_fails(database: str, db: Connection[Any]) -> None:
     for name in ("ada", "grace", "linus"):
         add_user(db, name)

@@ -260,3 +260,24 @@ def test_partitions_with_long_names_get_an_index_each(install: Install) -> None:
     )
     assert len(indexes) == 2
     assert {(valid, parts) for _, valid, parts in indexes} == {(True, 2)}
+
+
+def test_the_grant_that_a_hosts_trigger_lacks_names_the_schema_of_its_table(
+    install: Install,
+) -> None:
+    db = install(USERS + PROJECTS + COLLABORATORS)
+    run(
+        db,
+        """
+        create schema audit;
+        create table audit.entries (what text);
+        create function audit() returns trigger language plpgsql as
+            'begin insert into audit.entries values (new.username); return new; end';
+        create trigger audit before update on users for each row execute function audit();
+        grant usage on schema audit to builder_score_owner;
+        insert into users values (1, 'ada')
+        """,
+    )
+    (advice,) = (line for (line,) in run(db, "select builder_score.attach()") if "failed" in line)
+    run(db, advice.partition("mend it with: ")[2])
+    assert not any("failed" in line for (line,) in run(db, "select builder_score.attach()"))

@@ -11,6 +11,9 @@ from pyscore.cli.wording import counted, duration, printable
 STALE = timedelta(minutes=2)
 """A resident worker beats every few seconds, and a pg_cron job starts every minute."""
 
+MANY = 10
+"""Users in backoff at once: with nobody computed meanwhile the fault is hardly theirs."""
+
 LOW = 20
 """The priority of backfills, which may take long."""
 
@@ -83,6 +86,14 @@ def find_problems(look: Look) -> list[Problem]:
             Problem(
                 f"the oldest due row waits since {duration(late)}",
                 "`pyscore status --watch` shows whether the worker catches up",
+            )
+        )
+    if health["retrying"] >= MANY and not health["recalculated_per_second"]:
+        problems.append(
+            Problem(
+                f"{counted(health['retrying'], 'user')} failed and wait for another attempt, and "
+                "nobody was computed meanwhile",
+                "pyscore doctor",
             )
         )
     if health["dead_letters"]:
