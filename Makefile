@@ -4,15 +4,17 @@
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 bin := .venv/bin
+# one more than there are processors: tests wait as often as they compute
+processes := $(shell expr $$(nproc) + 1)
 revisions := $(wildcard migrations/versions/*.up.sql migrations/versions/*.down.sql)
 
 demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 	@.ci/install demo
 	@$(bin)/pyscore demo $(ARGS)
 
-# A file's tests share a server; every process has one of its own.
+# A file's tests share a server; every process has one of its own. The slowest files come first (tests/conftest.py).
 test: lint ## everything CI checks
-	$(bin)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(bin)/pytest --numprocesses=$(processes) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # Not part of CI: minutes a version. The logs, and the Debian for PostgreSQL 17, which takes root, are in .matrix;
 # VERSIONS="16 18" leaves out the others.

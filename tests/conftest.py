@@ -19,6 +19,13 @@ from tests.interleave import Sessions
 CRON_DATABASE = "pyscore_cron"
 TEMPLATE = "pyscore_template"
 
+SLOWEST = (
+    *("migrations", "pg_cron", "demo", "dba_guide", "wheel", "uninstall", "pytest_plugin"),
+    *("host_concurrency", "dry_run", "demo_embedded", "doctor_running", "doctor", "cli"),
+    *("migrations_concurrent", "host_alembic", "demo_community", "dump_restore"),
+)
+"""The files that take longest: begun first, so that no process is left with one at the end."""
+
 _numbers = itertools.count(1)
 
 
@@ -31,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if not config.getoption("--without-pg-cron"):
         return
     needs_it = pytest.mark.skip(reason="this server has no pg_cron")
