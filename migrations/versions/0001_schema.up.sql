@@ -2344,6 +2344,8 @@ begin
         if cardinality(v_due) = 0 then
             exit protected;
         end if;
+        -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
+        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
 
         -- (b) lock, waiting for nobody
         v_locked := builder_score.lock_users(v_due);
