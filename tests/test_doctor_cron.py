@@ -164,7 +164,7 @@ BROKEN = {
     "a pg_cron whose library is newer": Broken(
         "pg_cron",
         "warn",
-        r"pg_cron 1\.4 runs with the library of 1\.4-1",
+        r"pg_cron 1\.4 runs with the library of 1\.(4-|[5-9])",
         "drop extension pg_cron; create extension pg_cron version '1.4'",
         ("job",),
     ),
