@@ -167,6 +167,28 @@ def test_an_event_that_commits_at_any_point_of_a_batch_is_not_lost(
     assert_right(db)
 
 
+def test_people_and_projects_that_commit_before_the_choice_are_computed_once(
+    db: Connection[Any], sessions: Sessions
+) -> None:
+    install_gates(db)
+    worker, keeper = sessions("worker"), sessions("keeper")
+    # between the batch's look for projects and its choice of users lies its look at the backfill
+    keeper.run("begin")
+    keeper.run("lock table builder_score.backfill in access exclusive mode")
+    worker.start("call builder_score.drain()")
+    worker.waits_for(keeper)
+    with db.transaction():
+        owner, helper = add_user(db, "owner"), add_user(db, "helper")
+        add_collaborator(db, add_project(db, owner), helper)
+    keeper.run("commit")
+    worker.finish()
+    # neither waits for the window to close, to be computed again for the project's row
+    assert queue(db) == []
+    assert (score(db, owner), score(db, helper)) == (VOUCH, VOUCH)
+    assert totals(db)["recalculated"] == 2
+    assert_right(db)
+
+
 @pytest.mark.usefixtures("no_window")
 @pytest.mark.parametrize("gate", GATES)
 def test_an_event_that_commits_after_a_batch_it_ran_beside_is_not_lost(
