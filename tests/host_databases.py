@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
-from typing import Any, LiteralString, Self, cast
+from typing import Any, Self, cast
 from uuid import uuid4
 
 import psycopg
@@ -17,6 +17,7 @@ from tests.commands import call, output
 from tests.community import configure
 from tests.host_schemas import HostSchema
 from tests.interleave import settle
+from tests.statements import run
 
 APPLICATION = "application_of_a_host"
 """The application's role: it may log in, read and write rows, and nothing else."""
@@ -24,11 +25,6 @@ APPLICATION = "application_of_a_host"
 PROFILE = ("avatar_url", "headline", "bio", "primary_role", "timezone", "contact_links")
 
 _PRIVILEGES = "select, insert, update, delete, truncate"
-
-
-def run(db: Connection[Any], statement: str) -> list[tuple[Any, ...]]:
-    cursor = db.execute(cast(LiteralString, statement))
-    return cursor.fetchall() if cursor.description else []
 
 
 class Application:

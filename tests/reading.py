@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pyscore.reading.binds import Bind
 from pyscore.scores import Page
+from tests.statements import run
 
 BINDS = ("engine", "connection", "session", "scoped session", "psycopg", "psycopg autocommit")
 """All that a reader may be given."""
@@ -92,11 +93,6 @@ def create_users(
     for row in rows:
         marks = ", ".join(["%s"] * len(row))
         db.execute(cast(LiteralString, f"insert into {schema}.users values ({marks})"), row)
-
-
-def run(db: Connection[Any], statement: str) -> list[tuple[Any, ...]]:
-    cursor = db.execute(cast(LiteralString, statement))
-    return cursor.fetchall() if cursor.description else []
 
 
 def ids(page: Page) -> list[Any]:

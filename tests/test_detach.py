@@ -4,7 +4,7 @@ Each error here stands word for word in the DBA guide, so that a search finds it
 """
 
 from collections.abc import Iterator
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 import pytest
@@ -32,11 +32,7 @@ from tests.interleave import (
     settle,
     until,
 )
-
-
-def run(db: Connection[Any], statement: str) -> list[tuple[Any, ...]]:
-    cursor = db.execute(cast(LiteralString, statement))
-    return cursor.fetchall() if cursor.description else []
+from tests.statements import run
 
 
 def change(db: Connection[Any], *statements: str, attach: str = "attach()") -> list[str]:

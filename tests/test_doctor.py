@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any
 
-import psycopg
 import pytest
 from psycopg import Connection
 
@@ -15,14 +14,7 @@ from pyscore.doctor.host import OPTIONAL, REQUIRED, TRIGGERS
 from tests.community import add_user
 from tests.examining import HEARD, Patient, examine, follow, level_of, mend, not_ok, of
 from tests.host_schemas import HOSTS, HostSchema
-
-
-def run(db: Connection[Any], statements: str) -> None:
-    db.execute(cast(LiteralString, statements))
-
-
-def connect(address: str) -> Connection[Any]:
-    return psycopg.connect(address, autocommit=True)
+from tests.statements import connect, run
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any
 
-import psycopg
 import pytest
-from psycopg import Connection
 
 from pyscore import migrator
 from pyscore.cluster import PrivateCluster
@@ -15,19 +13,12 @@ from pyscore.doctor.cron import hba_lines
 from tests.community import add_user
 from tests.examining import examine, follow, level_of, mend, not_ok, of
 from tests.interleave import until
+from tests.statements import connect, run
 
 SERVER: dict[str, str | int | float | bool] = {"fsync": False, "max_connections": 50}
 
 
 LAUNCHER = "select pid from pg_stat_activity where backend_type = 'pg_cron launcher'"
-
-
-def run(db: Connection[Any], statements: str) -> None:
-    db.execute(cast(LiteralString, statements))
-
-
-def connect(address: str) -> Connection[Any]:
-    return psycopg.connect(address, autocommit=True)
 
 
 def launcher(address: str) -> list[Any]:

@@ -6,12 +6,10 @@ import shlex
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any, cast
 from uuid import uuid4
 
-import psycopg
 import pytest
-from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
@@ -30,15 +28,8 @@ from tests.interleave import Sessions, until
 from tests.poison import poison
 from tests.screen import on_screen
 from tests.standby import standby_of
+from tests.statements import connect, run
 from tests.test_host_alembic import UNFILTERED, Application, established
-
-
-def run(db: Connection[Any], statements: str) -> None:
-    db.execute(cast(LiteralString, statements))
-
-
-def connect(address: str) -> Connection[Any]:
-    return psycopg.connect(address, autocommit=True)
 
 
 @pytest.fixture(scope="module")

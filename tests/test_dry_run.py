@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -18,6 +18,7 @@ from tests.commands import alembic, call, error_line, output
 from tests.conftest import dsn, with_pg_cron
 from tests.host_schemas import HOSTS
 from tests.hosts import create_application
+from tests.statements import run
 
 CRON = "with_cron"
 
@@ -39,10 +40,6 @@ def database_on(server: PrivateCluster, name: str) -> Generator[str]:
     finally:
         if name != CRON:  # to drop pg_cron's database would end its launcher
             server.psql("-c", f"drop database {name}")
-
-
-def run(db: Connection[Any], statements: str) -> None:
-    db.execute(cast(LiteralString, statements))
 
 
 def dry_run(address: str, *options: str) -> dict[str, Any]:
@@ -294,7 +291,7 @@ def test_beside_a_migration_it_does_not_wait(empty_database: str) -> None:
 
 # Where migrate would refuse -----------------------------------------------------------------------
 
-Prepare = Callable[[Connection[Any]], None]
+Prepare = Callable[[Connection[Any]], object]
 
 
 def statement(text: LiteralString) -> Prepare:

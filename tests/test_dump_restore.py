@@ -33,6 +33,7 @@ from tests.host_schemas import HOSTS
 from tests.hosts import create_application
 from tests.interleave import Sessions, assert_right, settle
 from tests.poison import poison
+from tests.statements import connect
 
 
 @pytest.fixture
@@ -74,10 +75,6 @@ def pg_restore(server: PrivateCluster, address: str, file: Path, *options: str) 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode == 0) == (done.stderr == ""), done.stderr
     return done.stderr
-
-
-def connect(address: str) -> Connection[Any]:
-    return psycopg.connect(address, autocommit=True)
 
 
 def inhabit(db: Connection[Any]) -> None:

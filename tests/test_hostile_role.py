@@ -1,7 +1,7 @@
 """A hostile application role: it may write rows and create objects, and gains nothing by it."""
 
 from collections.abc import Iterator
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -13,10 +13,7 @@ from pyscore.cluster import PrivateCluster
 from tests.community import add_project, add_user, configure, drain, one, score
 from tests.conftest import dsn
 from tests.oracle import assert_all_right
-
-
-def run(db: Connection[Any], statement: str) -> None:
-    db.execute(cast(LiteralString, statement))
+from tests.statements import run
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Hosts that are not like the reference tables: each of these once scored wrongly, or broke."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,6 +11,7 @@ from pyscore import migrator
 from pyscore.errors import PyscoreError
 from tests.community import configure, drain
 from tests.interleave import assert_right
+from tests.statements import run
 
 Install = Callable[[str], Connection[Any]]
 
@@ -25,11 +26,6 @@ COLLABORATORS = """
         user_id bigint references users on delete cascade,
         status text);
 """
-
-
-def run(db: Connection[Any], statement: str) -> list[tuple[Any, ...]]:
-    cursor = db.execute(cast(LiteralString, statement))
-    return cursor.fetchall() if cursor.description else []
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from pyscore.scores import TIERS
 from tests.community import add_project, add_user, drain
 from tests.conftest import janitor
 from tests.hosts import create_application
-from tests.reading import CALLERS, bind_for, create_users, engine_for, execute, ids, run
+from tests.reading import CALLERS, bind_for, create_users, engine_for, execute, ids
+from tests.statements import run
 
 UUIDS = [UUID(int=n) for n in range(1, 4)]
 

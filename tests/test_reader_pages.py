@@ -18,7 +18,8 @@ from pyscore.cluster import PrivateCluster
 from pyscore.reading import binds, conditions, cursors, host, queries
 from pyscore.reading.types import IdType, ScoreType
 from tests.conftest import janitor
-from tests.reading import create_users, ids, run
+from tests.reading import create_users, ids
+from tests.statements import run
 
 # Few values, so that most rows tie; and neighbours that differ in the last bit.
 SCORES: dict[str, list[Any]] = {

@@ -44,7 +44,8 @@ from pyscore.cluster import PrivateCluster
 from pyscore.reading.binds import Bind
 from pyscore.reading.conditions import Condition
 from tests.conftest import janitor
-from tests.reading import BINDS, bind_for, create_users, engine_for, ids, run
+from tests.reading import BINDS, bind_for, create_users, engine_for, ids
+from tests.statements import run
 
 
 class Mood(enum.Enum):

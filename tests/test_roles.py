@@ -3,7 +3,7 @@
 import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -19,6 +19,7 @@ from tests.community import add_collaborator, add_project, add_user, configure, 
 from tests.conftest import dsn, janitor
 from tests.hosts import create_application
 from tests.oracle import assert_all_right
+from tests.statements import run
 from tests.test_hostile_role import live, set_traps
 
 # Every privilege on everything in the database, but for what an owner has on what is its own and
@@ -78,10 +79,6 @@ create table app.payments (user_id bigint, amount numeric);
 create view app.rich as select * from app.payments;
 create function app.charge(bigint) returns void language sql as '';
 """
-
-
-def run(db: Connection[Any], statement: str) -> None:
-    db.execute(cast(LiteralString, statement))
 
 
 def privileges(db: Connection[Any], role: str) -> set[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, cast
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -19,15 +19,12 @@ from tests.commands import call, error_line, output
 from tests.community import add_user, configure, one, score
 from tests.conftest import CRON_DATABASE, dsn, janitor
 from tests.interleave import until
+from tests.statements import run
 
 pytestmark = pytest.mark.pg_cron
 
 OWNER = "app_owner"
 CALL = "call builder_score.run_worker()"
-
-
-def run(db: Connection[Any], statement: str) -> None:
-    db.execute(cast(LiteralString, statement))
 
 
 @pytest.fixture(scope="module")
