@@ -1,4 +1,4 @@
-.PHONY: demo test test-matrix lint format clean
+.PHONY: demo test soak test-matrix lint format clean
 .DEFAULT_GOAL := test
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -6,6 +6,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 bin := .venv/bin
 # one more than there are processors: tests wait as often as they compute
 processes := $(shell expr $$(nproc) + 1)
+MINUTES ?= 5
+soakers := $(if $(ARGS),0,$(shell nproc))
 revisions := $(wildcard migrations/versions/*.up.sql migrations/versions/*.down.sql)
 
 demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
@@ -15,6 +17,12 @@ demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 # A file's tests share a server; every process has one of its own. The slowest files come first (tests/conftest.py).
 test: lint ## everything CI checks
 	$(bin)/pytest --numprocesses=$(processes) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+# Not part of CI: MINUTES for each attack. Seeds are printed; ARGS plays one round again, as a failure says.
+soak: ## the tests that attack (tests/attacks.py), for long; their figures go to benchmarks/results/soak.md
+	@.ci/install test
+	$(bin)/pytest -m attack --numprocesses=$(soakers) --dist=loadfile \
+	    $(if $(ARGS),$(ARGS),--soak=$(MINUTES) --attack-report=benchmarks/results/soak.md)
 
 # Not part of CI: minutes a version. The logs, and the Debian for PostgreSQL 17, which takes root, are in .matrix;
 # VERSIONS="16 18" leaves out the others.

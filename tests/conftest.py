@@ -16,6 +16,8 @@ from tests.host_databases import HostDatabase, HostDatabases
 from tests.host_schemas import HOSTS, HostSchema
 from tests.interleave import Sessions
 
+pytest_plugins = ["tests.attacks"]
+
 CRON_DATABASE = "pyscore_cron"
 TEMPLATE = "pyscore_template"
 
