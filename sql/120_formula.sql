@@ -63,12 +63,31 @@ $function$;
 comment on function builder_score.formula_stamp() is
     'Names the formula in force: a hash of its rows, kept with every score, so that one computed with an older formula shows.';
 
+create sequence builder_score.statuses_changed_by;
+
+comment on sequence builder_score.statuses_changed_by is
+    'The transaction that changed statuses last. A sequence, because it is read past the snapshot of whoever reads it.';
+
+create function builder_score.statuses_have_changed() returns boolean
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses_changed_by
+-- writes: nothing
+-- A transaction id of another server's, from a dump, may lie ahead for long: then more is appended than need be.
+    select current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+       and not pg_visible_in_snapshot((select c.last_value::text::xid8 from builder_score.statuses_changed_by as c), pg_current_snapshot());
+$function$;
+
+comment on function builder_score.statuses_have_changed() is
+    'Whether statuses may have changed since this transaction took its snapshot: then what it sees as uncounted may count.';
+
 create function builder_score.formula_changed() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
--- writes: score_recalc_queue
+-- writes: score_recalc_queue, statuses_changed_by
 declare
     v_changed boolean := true;
 begin
@@ -86,6 +105,11 @@ begin
     end if;
     if v_changed then
         perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+        if tg_table_name = 'statuses' then
+            -- one after the other, so that the last id is that of the last to commit
+            perform pg_advisory_xact_lock(1651271539, 3);
+            perform setval('builder_score.statuses_changed_by', pg_current_xact_id()::text::bigint);
+        end if;
     end if;
     return null;
 end

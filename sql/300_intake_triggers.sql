@@ -256,18 +256,19 @@ create function builder_score.collaborators_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute, statuses
+-- reads: pg_attribute, statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
     v_user builder_score.user_id;
     v_project builder_score.project_id;
     v_counts boolean;
+    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     if tg_level = 'ROW' then
         begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
             v_user := new.user_id;
             v_project := new.project_id;
-            v_counts := builder_score.is_confirmed(new.status::text);
+            v_counts := builder_score.is_confirmed(new.status::text) or v_changed;
         exception when undefined_column then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
@@ -284,6 +285,7 @@ begin
             select n.user_id, n.project_id
             from new_rows as n
             where n.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+               or v_changed
         )
         insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
         select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration confirmed'
@@ -302,7 +304,7 @@ create function builder_score.collaborators_after_update() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: statuses
+-- reads: statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
     v_new_user builder_score.user_id;
@@ -312,6 +314,7 @@ declare
     v_was boolean;
     v_is boolean;
     v_moved boolean;
+    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     begin
         v_new_user := new.user_id;
@@ -325,10 +328,10 @@ begin
         return null;
     end;
     v_moved := (v_old_user, v_old_project) is distinct from (v_new_user, v_new_project);
-    if v_is and (v_moved or not v_was) then
+    if v_changed or v_is and (v_moved or not v_was) then
         perform builder_score.append_collaboration(v_new_user, v_new_project, 'collaboration confirmed');
     end if;
-    if v_was and (v_moved or not v_is) then
+    if (v_changed or v_was) and (v_moved or not v_is) then
         perform builder_score.append_collaboration(v_old_user, v_old_project, 'collaboration ended');
     end if;
     return null;
@@ -342,18 +345,19 @@ create function builder_score.collaborators_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute, statuses
+-- reads: pg_attribute, statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
     v_user builder_score.user_id;
     v_project builder_score.project_id;
     v_counts boolean;
+    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     if tg_level = 'ROW' then
         begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
             v_user := old.user_id;
             v_project := old.project_id;
-            v_counts := builder_score.is_confirmed(old.status::text);
+            v_counts := builder_score.is_confirmed(old.status::text) or v_changed;
         exception when undefined_column then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
@@ -370,6 +374,7 @@ begin
             select o.user_id, o.project_id
             from old_rows as o
             where o.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+               or v_changed
         )
         insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
         select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration ended'

@@ -631,7 +631,9 @@ begin
                 where a.attrelid = builder_score.host_table('users') and a.attname = 'builder_score'
                   and a.atttypmod >= 4 and ((a.atttypmod - 4) & 2047) = 0) then 0
             else 1 end,
-        attached_at = clock_timestamp();
+        attached_at = clock_timestamp(),
+        -- we hold the host's tables, so these have ended; and an id from a dump is another server's
+        walk_again_after = null;
 
     -- what was a host's table when we were attached before, and has given its name to another
     return query

@@ -608,12 +608,31 @@ $function$;
 comment on function builder_score.formula_stamp() is
     'Names the formula in force: a hash of its rows, kept with every score, so that one computed with an older formula shows.';
 
+create sequence builder_score.statuses_changed_by;
+
+comment on sequence builder_score.statuses_changed_by is
+    'The transaction that changed statuses last. A sequence, because it is read past the snapshot of whoever reads it.';
+
+create function builder_score.statuses_have_changed() returns boolean
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses_changed_by
+-- writes: nothing
+-- A transaction id of another server's, from a dump, may lie ahead for long: then more is appended than need be.
+    select current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+       and not pg_visible_in_snapshot((select c.last_value::text::xid8 from builder_score.statuses_changed_by as c), pg_current_snapshot());
+$function$;
+
+comment on function builder_score.statuses_have_changed() is
+    'Whether statuses may have changed since this transaction took its snapshot: then what it sees as uncounted may count.';
+
 create function builder_score.formula_changed() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
--- writes: score_recalc_queue
+-- writes: score_recalc_queue, statuses_changed_by
 declare
     v_changed boolean := true;
 begin
@@ -631,6 +650,11 @@ begin
     end if;
     if v_changed then
         perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
+        if tg_table_name = 'statuses' then
+            -- one after the other, so that the last id is that of the last to commit
+            perform pg_advisory_xact_lock(1651271539, 3);
+            perform setval('builder_score.statuses_changed_by', pg_current_xact_id()::text::bigint);
+        end if;
     end if;
     return null;
 end
@@ -1364,18 +1388,19 @@ create function builder_score.collaborators_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute, statuses
+-- reads: pg_attribute, statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
     v_user builder_score.user_id;
     v_project builder_score.project_id;
     v_counts boolean;
+    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     if tg_level = 'ROW' then
         begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
             v_user := new.user_id;
             v_project := new.project_id;
-            v_counts := builder_score.is_confirmed(new.status::text);
+            v_counts := builder_score.is_confirmed(new.status::text) or v_changed;
         exception when undefined_column then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
@@ -1392,6 +1417,7 @@ begin
             select n.user_id, n.project_id
             from new_rows as n
             where n.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+               or v_changed
         )
         insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
         select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration confirmed'
@@ -1410,7 +1436,7 @@ create function builder_score.collaborators_after_update() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: statuses
+-- reads: statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
     v_new_user builder_score.user_id;
@@ -1420,6 +1446,7 @@ declare
     v_was boolean;
     v_is boolean;
     v_moved boolean;
+    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     begin
         v_new_user := new.user_id;
@@ -1433,10 +1460,10 @@ begin
         return null;
     end;
     v_moved := (v_old_user, v_old_project) is distinct from (v_new_user, v_new_project);
-    if v_is and (v_moved or not v_was) then
+    if v_changed or v_is and (v_moved or not v_was) then
         perform builder_score.append_collaboration(v_new_user, v_new_project, 'collaboration confirmed');
     end if;
-    if v_was and (v_moved or not v_is) then
+    if (v_changed or v_was) and (v_moved or not v_is) then
         perform builder_score.append_collaboration(v_old_user, v_old_project, 'collaboration ended');
     end if;
     return null;
@@ -1450,18 +1477,19 @@ create function builder_score.collaborators_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute, statuses
+-- reads: pg_attribute, statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
     v_user builder_score.user_id;
     v_project builder_score.project_id;
     v_counts boolean;
+    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     if tg_level = 'ROW' then
         begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
             v_user := old.user_id;
             v_project := old.project_id;
-            v_counts := builder_score.is_confirmed(old.status::text);
+            v_counts := builder_score.is_confirmed(old.status::text) or v_changed;
         exception when undefined_column then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
@@ -1478,6 +1506,7 @@ begin
             select o.user_id, o.project_id
             from old_rows as o
             where o.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
+               or v_changed
         )
         insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
         select distinct c.user_id, null::builder_score.project_id, 10, 'collaboration ended'
@@ -3974,7 +4003,9 @@ begin
                 where a.attrelid = builder_score.host_table('users') and a.attname = 'builder_score'
                   and a.atttypmod >= 4 and ((a.atttypmod - 4) & 2047) = 0) then 0
             else 1 end,
-        attached_at = clock_timestamp();
+        attached_at = clock_timestamp(),
+        -- we hold the host's tables, so these have ended; and an id from a dump is another server's
+        walk_again_after = null;
 
     -- what was a host's table when we were attached before, and has given its name to another
     return query
