@@ -1,7 +1,11 @@
 -- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
 -- reads: everything          writes: users.builder_score and our own tables
 
-create function builder_score.choose_due(batch_size integer, batch_number bigint) returns builder_score.user_id[]
+create function builder_score.choose_due(
+    batch_size integer,
+    batch_number bigint,
+    passed_over builder_score.user_id[] default '{}'
+) returns builder_score.user_id[]
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -24,6 +28,7 @@ begin
                 where q.priority = p.priority
                   and q.not_before <= v_now
                   and q.user_id is not null
+                  and q.user_id <> all(passed_over)
                 order by q.not_before
                 limit batch_size
             ) as q
@@ -39,8 +44,8 @@ begin
 end
 $function$;
 
-comment on function builder_score.choose_due(integer, bigint) is
-    'The due users a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
+comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[]) is
+    'The due users a batch looks at, but those passed over: by priority, then age, with every tenth place for the oldest of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language sql security definer
@@ -61,6 +66,20 @@ $function$;
 
 comment on function builder_score.lock_users(builder_score.user_id[]) is
     'Locks those of the users whom nobody else holds, and says whom. Waits for nobody; lets the host insert projects.';
+
+create function builder_score.has_free_row(user_ids builder_score.user_id[]) returns boolean
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_recalc_queue
+-- writes: a row lock on score_recalc_queue
+    select exists (
+        select from builder_score.score_recalc_queue as q where q.user_id = any(has_free_row.user_ids) limit 1 for update skip locked
+    );
+$function$;
+
+comment on function builder_score.has_free_row(builder_score.user_id[]) is
+    'Whether any queue row of these users is in nobody''s hands. For whoever holds none of these users, and so is about to wait for nobody.';
 
 create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
 language plpgsql security definer

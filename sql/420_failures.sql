@@ -231,16 +231,6 @@ begin
         return;
     end if;
 
-    -- A lock that somebody holds for long would strike every part alike, while we hold all these users.
-    if not builder_score.is_users_fault(v_code) and clock_timestamp() > split_until then
-        perform builder_score.defer_held_rows(
-            row_users,
-            array_fill(clock_timestamp() + make_interval(secs => 1 + random()), array[cardinality(row_ids)]),
-            row_ids
-        );
-        return;
-    end if;
-
     v_half := cardinality(user_ids) / 2;
     for v_users in
         select user_ids[:v_half] union all select user_ids[v_half + 1:]
@@ -249,6 +239,16 @@ begin
         into v_rows, v_row_users
         from unnest(row_ids, row_users) as r(row_id, user_id)
         join unnest(v_users) as u(user_id) on u.user_id = r.user_id;
+
+        -- A lock that somebody holds for long would strike every part alike, while we hold all these users.
+        if not builder_score.is_users_fault(v_code) and clock_timestamp() > split_until then
+            perform builder_score.defer_held_rows(
+                v_row_users,
+                array_fill(clock_timestamp() + make_interval(secs => 1 + random()), array[cardinality(v_rows)]),
+                v_rows
+            );
+            continue;
+        end if;
 
         select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until) as s;
         recalculated := recalculated + v_part.recalculated;

@@ -25,6 +25,7 @@ declare
     v_number bigint;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
+    v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
     v_seen record;
     v_scored record;
     v_error text;
@@ -54,15 +55,22 @@ begin
         exception when others then
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
-        v_due := builder_score.choose_due(v_settings.batch_size, v_number);
-        if cardinality(v_due) = 0 then
-            exit protected;
-        end if;
-        -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
-        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
+        loop
+            v_due := builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over);
+            if cardinality(v_due) = 0 then
+                exit protected;
+            end if;
+            -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
+            chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
 
-        -- (b) lock, waiting for nobody
-        v_locked := builder_score.lock_users(v_due);
+            -- (b) lock, waiting for nobody
+            v_locked := builder_score.lock_users(v_due);
+
+            -- A transaction of the application's that called recalculate() for a batch's worth of people, and is still
+            -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting.
+            exit when cardinality(v_locked) > 0 or builder_score.has_free_row(v_due);
+            v_passed_over := (v_passed_over || v_due)::builder_score.user_id[];
+        end loop;
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         with candidate as (
@@ -122,9 +130,12 @@ begin
 
         -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
         if cardinality(v_seen.ready) > 0 then
+            -- Where a trigger of the host's waits for an application that waits for one of our users, we let go before
+            -- the application looks for a deadlock, which would be its end and not ours.
             select s.* into v_scored
             from builder_score.score_or_split(
-                v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users, clock_timestamp() + 10 * v_settings.lock_timeout) as s;
+                v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
+                clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2)) as s;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
             failed := v_scored.failed;

@@ -77,6 +77,28 @@ def test_what_another_worker_holds_is_left_to_it(db: Connection[Any], sessions: 
     assert_right(db)
 
 
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_people_whom_an_open_transaction_has_recalculated_keep_nobody_waiting(
+    db: Connection[Any], sessions: Sessions, end: str
+) -> None:
+    # it holds their queue rows too, so they cannot even be put off; and they come first
+    configure(db, batch_size=3)
+    held = [add_user(db, f"held{number}", bio="bio") for number in range(8)]
+    free = [add_user(db, f"free{number}", bio="bio") for number in range(8)]
+    application = sessions("application")
+    application.run("begin")
+    for user in held:
+        application.run("select builder_score.recalculate(%s)", [user])
+    worker = sessions("worker")
+    worker.start("call builder_score.drain()")
+    worker.finish_without_waiting()
+    assert [score(db, user) for user in free] == [3] * len(free)
+    assert one(db, "select count(*) from builder_score.score_recalc_queue") == len(held)
+    application.run(end)
+    settle(db)
+    assert_right(db)
+
+
 def test_a_lock_that_a_dead_run_left_behind_is_no_obstacle(
     db: Connection[Any], sessions: Sessions
 ) -> None:

@@ -40,6 +40,7 @@ begin
     loop
         execute format('drop table %s', v_object.name);
     end loop;
+    drop sequence builder_score.statuses_changed_by;
     -- In one statement: some depend on others.
     execute (
         select 'drop routine ' || string_agg(p.oid::regprocedure::text, ', ')

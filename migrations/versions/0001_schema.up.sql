@@ -391,7 +391,7 @@ comment on column builder_score.settings.retry_cap is 'Longest wait between two 
 comment on column builder_score.settings.refresh_after is 'Age at which the score of a still ageing account is computed anew.';
 comment on column builder_score.settings.backfill_per_second is 'Users a second that a backfill puts into the queue.';
 comment on column builder_score.settings.notify_max_ids is 'Changed users above which one NOTIFY says "all" instead of naming them.';
-comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s).';
+comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s): less than deadlock_timeout, else it is the application that a deadlock ends.';
 comment on column builder_score.settings.paused is 'True: workers leave at once and start nothing.';
 comment on column builder_score.settings.paused_reason is 'Why, for the next person who looks.';
 
@@ -1784,7 +1784,11 @@ comment on function builder_score.refresh_ages() is
 -- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
 -- reads: everything          writes: users.builder_score and our own tables
 
-create function builder_score.choose_due(batch_size integer, batch_number bigint) returns builder_score.user_id[]
+create function builder_score.choose_due(
+    batch_size integer,
+    batch_number bigint,
+    passed_over builder_score.user_id[] default '{}'
+) returns builder_score.user_id[]
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
@@ -1807,6 +1811,7 @@ begin
                 where q.priority = p.priority
                   and q.not_before <= v_now
                   and q.user_id is not null
+                  and q.user_id <> all(passed_over)
                 order by q.not_before
                 limit batch_size
             ) as q
@@ -1822,8 +1827,8 @@ begin
 end
 $function$;
 
-comment on function builder_score.choose_due(integer, bigint) is
-    'The due users a batch looks at: by priority, then age, with every tenth place for the oldest of any priority.';
+comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[]) is
+    'The due users a batch looks at, but those passed over: by priority, then age, with every tenth place for the oldest of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language sql security definer
@@ -1844,6 +1849,20 @@ $function$;
 
 comment on function builder_score.lock_users(builder_score.user_id[]) is
     'Locks those of the users whom nobody else holds, and says whom. Waits for nobody; lets the host insert projects.';
+
+create function builder_score.has_free_row(user_ids builder_score.user_id[]) returns boolean
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_recalc_queue
+-- writes: a row lock on score_recalc_queue
+    select exists (
+        select from builder_score.score_recalc_queue as q where q.user_id = any(has_free_row.user_ids) limit 1 for update skip locked
+    );
+$function$;
+
+comment on function builder_score.has_free_row(builder_score.user_id[]) is
+    'Whether any queue row of these users is in nobody''s hands. For whoever holds none of these users, and so is about to wait for nobody.';
 
 create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
 language plpgsql security definer
@@ -2233,16 +2252,6 @@ begin
         return;
     end if;
 
-    -- A lock that somebody holds for long would strike every part alike, while we hold all these users.
-    if not builder_score.is_users_fault(v_code) and clock_timestamp() > split_until then
-        perform builder_score.defer_held_rows(
-            row_users,
-            array_fill(clock_timestamp() + make_interval(secs => 1 + random()), array[cardinality(row_ids)]),
-            row_ids
-        );
-        return;
-    end if;
-
     v_half := cardinality(user_ids) / 2;
     for v_users in
         select user_ids[:v_half] union all select user_ids[v_half + 1:]
@@ -2251,6 +2260,16 @@ begin
         into v_rows, v_row_users
         from unnest(row_ids, row_users) as r(row_id, user_id)
         join unnest(v_users) as u(user_id) on u.user_id = r.user_id;
+
+        -- A lock that somebody holds for long would strike every part alike, while we hold all these users.
+        if not builder_score.is_users_fault(v_code) and clock_timestamp() > split_until then
+            perform builder_score.defer_held_rows(
+                v_row_users,
+                array_fill(clock_timestamp() + make_interval(secs => 1 + random()), array[cardinality(v_rows)]),
+                v_rows
+            );
+            continue;
+        end if;
 
         select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until) as s;
         recalculated := recalculated + v_part.recalculated;
@@ -2340,6 +2359,7 @@ declare
     v_number bigint;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
+    v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
     v_seen record;
     v_scored record;
     v_error text;
@@ -2369,15 +2389,22 @@ begin
         exception when others then
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
-        v_due := builder_score.choose_due(v_settings.batch_size, v_number);
-        if cardinality(v_due) = 0 then
-            exit protected;
-        end if;
-        -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
-        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
+        loop
+            v_due := builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over);
+            if cardinality(v_due) = 0 then
+                exit protected;
+            end if;
+            -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
+            chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
 
-        -- (b) lock, waiting for nobody
-        v_locked := builder_score.lock_users(v_due);
+            -- (b) lock, waiting for nobody
+            v_locked := builder_score.lock_users(v_due);
+
+            -- A transaction of the application's that called recalculate() for a batch's worth of people, and is still
+            -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting.
+            exit when cardinality(v_locked) > 0 or builder_score.has_free_row(v_due);
+            v_passed_over := (v_passed_over || v_due)::builder_score.user_id[];
+        end loop;
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         with candidate as (
@@ -2437,9 +2464,12 @@ begin
 
         -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
         if cardinality(v_seen.ready) > 0 then
+            -- Where a trigger of the host's waits for an application that waits for one of our users, we let go before
+            -- the application looks for a deadlock, which would be its end and not ours.
             select s.* into v_scored
             from builder_score.score_or_split(
-                v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users, clock_timestamp() + 10 * v_settings.lock_timeout) as s;
+                v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
+                clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2)) as s;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
             failed := v_scored.failed;
