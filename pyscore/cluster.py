@@ -98,6 +98,7 @@ class PrivateCluster:
         tcp: bool = True,
         settings: Mapping[str, Setting] | None = None,
         cron_database: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Choose programs, directory and port.
 
@@ -110,6 +111,7 @@ class PrivateCluster:
             settings: PostgreSQL settings by name; they win over everything set here.
             cron_database: run pg_cron with its tables in this database, which the caller creates
                 (pg_cron looks for it once a second).
+            environment: variables for the server's processes alone, beside the caller's own.
 
         Raises:
             ClusterError: no usable server programs, or the directory cannot hold a socket.
@@ -120,6 +122,7 @@ class PrivateCluster:
         self._temporary = directory is None
         self._cron = cron_database is not None
         self._tcp = tcp
+        self._server_environment = dict(environment or {})
         if directory is None:
             self.directory = self._temporary_base() / f"pyscore-{os.urandom(4).hex()}"
         else:
@@ -161,7 +164,8 @@ class PrivateCluster:
         self._write_settings()
         # The log is a file: the server outlives pg_ctl, and would keep a pipe to us open.
         log = ["-l", str(self.log_file), "-t", str(_START_TIMEOUT_S)]
-        done = self._run("pg_ctl", "-D", str(self.data_dir), "-w", *log, "start")
+        arguments = ["-D", str(self.data_dir), "-w", *log, "start"]
+        done = self._run("pg_ctl", *arguments, environment=self._server_environment)
         if done.returncode != 0:
             raise ClusterError(
                 f"PostgreSQL {self.version} did not start; the end of {self.log_file}:\n"
@@ -427,14 +431,16 @@ class PrivateCluster:
         # Written by root, read by the server's user.
         path.chmod(0o644)
 
-    def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, program: str, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a server program as the server's user, away from the caller's environment."""
         try:
             return subprocess.run(
                 [self.program(program), *arguments],
                 # The caller's own directory may be closed to the server's user.
                 cwd=self.directory,
-                env={**_environment(), "HOME": str(self.directory)},
+                env={**_environment(), "HOME": str(self.directory), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

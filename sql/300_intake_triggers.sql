@@ -20,14 +20,16 @@ begin
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end;
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
+        if v_id is not null then    -- a row that names nobody stands for everyone
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
+        end if;
     else
         if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select n.id, 20, 'user inserted' from new_rows as n;
+        select n.id, 20, 'user inserted' from new_rows as n where n.id is not null;
     end if;
     return null;
 end
@@ -53,8 +55,10 @@ begin
         perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
         return null;
     end;
-    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
-    if v_old_id is distinct from v_new_id then
+    if v_new_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
+    end if;
+    if v_old_id <> v_new_id or v_new_id is null and v_old_id is not null then
         insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_id, 20, tg_argv[0]);
     end if;
     return null;
@@ -79,14 +83,16 @@ begin
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end;
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
+        if v_id is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
+        end if;
     else
         if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select o.id, 20, 'user deleted' from old_rows as o;
+        select o.id, 20, 'user deleted' from old_rows as o where o.id is not null;
     end if;
     return null;
 end
@@ -167,7 +173,9 @@ begin
         if v_old_owner is not null then
             insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_owner, 10, 'project transferred');
         end if;
-        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
+        if v_new_id is not null then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
+        end if;
     end if;
     return null;
 end

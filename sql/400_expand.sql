@@ -207,15 +207,17 @@ as $function$
 -- writes: nothing
     select exists (
         select
-        from builder_score.score_state as s
-        join builder_score.host_users as u on u.id = s.user_id
+        from builder_score.host_users as u
         join builder_score.signals as g on g.signal = 'age'
-        where s.user_id = is_ageing.user_id
-          and s.computed_at < is_ageing.computed_before
+        left join builder_score.score_state as s on s.user_id = u.id
+        where u.id = is_ageing.user_id
+          -- nothing is known of people who were loaded past the triggers; who is failing has a row
+          -- a score from the future, and its age with it, is from before the clock was set back
+          and (s.user_id is null or s.computed_at < is_ageing.computed_before or s.computed_at > clock_timestamp())
           and g.max_points > 0
           and g.scale > 0
           -- in seconds: a timestamp near the end of its range cannot be added to
-          and extract(epoch from s.computed_at)
+          and extract(epoch from least(coalesce(s.computed_at, is_ageing.computed_before), clock_timestamp()))
               < extract(epoch from u.created_at) + (ceil(365 * g.max_points / g.scale) * 86400)::numeric
     );
 $function$;

@@ -160,6 +160,10 @@ begin
     end if;
     -- A payload ends at 7,999 bytes.
     foreach v_id in array user_ids loop
+        if octet_length(to_json(v_id)::text) + 20 > 7999 then    -- an id may be longer
+            perform pg_notify('builder_score_changed', '{"all": true}');
+            continue;
+        end if;
         if octet_length(v_part) + octet_length(to_json(v_id)::text) + 20 > 7999 then
             perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
             v_part := '';

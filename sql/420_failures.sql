@@ -24,6 +24,70 @@ $function$;
 comment on function builder_score.retry_delay(integer) is
     'Wait after that many failures in a row: exponential from settings.retry_base, jittered, capped by settings.retry_cap.';
 
+create function builder_score.longest_delay() returns interval
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+    -- in seconds, as run_batch() has the window: a day may be an hour shorter
+    select make_interval(secs => extract(epoch from greatest(
+        s.debounce_window,
+        least(s.retry_cap, s.retry_base * power(2, least(s.max_attempts - 2, 30)) * 1.2),   -- retry_delay(), the jitter at its most
+        interval '2 seconds'    -- others' locks, and errors that are nobody's fault
+    ))::double precision)
+    from builder_score.settings as s;
+$function$;
+
+comment on function builder_score.longest_delay() is
+    'The longest that a row is ever put off: one that waits for longer is from before the clock was set back.';
+
+create function builder_score.bring_forward(until timestamptz, max_rows integer) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- Where the clock was not set back this looks at five ends of indexes, and finds nothing.
+declare
+    v_count bigint;
+begin
+    update builder_score.score_recalc_queue as q
+    set not_before = clock_timestamp()
+    where q.id = any(array(
+        select r.id
+        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        cross join lateral (
+            select c.id from builder_score.score_recalc_queue as c
+            where c.priority = p.priority and c.not_before > bring_forward.until and c.user_id is not null
+            order by c.not_before desc
+            limit bring_forward.max_rows
+            for update skip locked
+        ) as r
+        union all
+        select r.id
+        from (select c.id from builder_score.score_recalc_queue as c
+              where c.project_id is not null and c.not_before > bring_forward.until
+              limit bring_forward.max_rows
+              for update skip locked) as r
+        union all
+        select r.id
+        from (select c.id from builder_score.score_recalc_queue as c
+              where c.user_id is null and c.project_id is null and c.not_before > bring_forward.until
+              limit bring_forward.max_rows
+              for update skip locked) as r
+    ));
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$function$;
+
+comment on function builder_score.bring_forward(timestamptz, integer) is
+    'Makes due what was appended, or put off, before the clock was set back, and would wait beyond the given moment. Returns how many rows.';
+
 create function builder_score.defer_held_rows(row_users builder_score.user_id[], due timestamptz[], row_ids bigint[])
 returns void
 language plpgsql security definer
@@ -31,31 +95,26 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
--- The three arrays are parallel: a queue row, its user, and when that user is due. The caller holds the
--- users' row locks, so no other worker is about to delete these rows and they may be coalesced into one.
+-- The three arrays are parallel: a queue row, its user, and when that user is due. The caller holds the users' row locks.
+-- One new row takes the place of all of a user's: somebody who is deleted and comes back under the same id may have been
+-- seen as gone by another worker, which is about to delete the rows that it has seen, whoever's they are by then.
 begin
     with seen as (
-        select r.user_id, r.due, r.row_id, min(r.row_id) over (partition by r.user_id) as keep_id
+        select r.user_id, r.due, r.row_id
         from unnest(row_users, due, row_ids) as r(user_id, due, row_id)
     ),
     dropped as (
         delete from builder_score.score_recalc_queue as q
         using seen as s
-        where q.id = s.row_id and s.row_id <> s.keep_id
-        returning s.keep_id, q.priority
-    ),
-    kept as (
-        select s.keep_id, s.due, min(d.priority) as priority
-        from seen as s
-        left join dropped as d on d.keep_id = s.keep_id
-        where s.row_id = s.keep_id
-        group by s.keep_id, s.due
+        where q.id = s.row_id
+        returning q.id, q.priority, q.reason, q.enqueued_at
     )
-    update builder_score.score_recalc_queue as q
-    set not_before = k.due,
-        priority = least(q.priority, k.priority)
-    from kept as k
-    where q.id = k.keep_id;
+    insert into builder_score.score_recalc_queue (user_id, not_before, priority, reason, enqueued_at)
+    select s.user_id, s.due, coalesce(min(d.priority), 10), coalesce((array_agg(d.reason order by d.id))[1], 'deferred'),
+           coalesce(min(d.enqueued_at), clock_timestamp())
+    from seen as s
+    left join dropped as d on d.id = s.row_id
+    group by s.user_id, s.due;
 end
 $function$;
 
@@ -90,26 +149,29 @@ $function$;
 comment on function builder_score.defer_blocked_users(builder_score.user_id[]) is
     'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them. Returns how many.';
 
-create function builder_score.forget_users(user_ids builder_score.user_id[]) returns void
+create function builder_score.forget_users(user_ids builder_score.user_id[], seen_at timestamptz) returns void
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_state, score_dead_letter
--- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds.
+-- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds. And who was gone at
+-- seen_at may have come back under the same id, and have been computed or have failed since (what is later than now is
+-- from before the clock was set back).
     delete from builder_score.score_state as s
     where s.user_id = any(array(
         select c.user_id from builder_score.score_state as c
-        where c.user_id = any(forget_users.user_ids) for update skip locked
+        where c.user_id = any(forget_users.user_ids)
+          and (c.computed_at is null or not c.computed_at between forget_users.seen_at and clock_timestamp()) for update skip locked
     ));
     delete from builder_score.score_dead_letter as d
     where d.user_id = any(array(
         select c.user_id from builder_score.score_dead_letter as c
-        where c.user_id = any(forget_users.user_ids) for update skip locked
+        where c.user_id = any(forget_users.user_ids) and not c.last_failed_at between forget_users.seen_at and clock_timestamp() for update skip locked
     ));
 $function$;
 
-comment on function builder_score.forget_users(builder_score.user_id[]) is 'Removes what we remember of users who no longer exist.';
+comment on function builder_score.forget_users(builder_score.user_id[], timestamptz) is 'Removes what we remember of users who no longer existed at that moment.';
 
 create function builder_score.delete_queue_rows(row_ids bigint[]) returns void
 language sql security definer

@@ -22,17 +22,23 @@ as $function$
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
+    v_window interval;
+    v_longest timestamptz;
     v_number bigint;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
     v_seen record;
+    v_seen_at timestamptz;
     v_scored record;
     v_error text;
     v_passes integer := 0;
     v_minute timestamptz;
 begin
     select s.* into strict v_settings from builder_score.settings as s;
+    -- in seconds: a window of a day is 24 hours also on the day that the clocks change
+    v_window := make_interval(secs => extract(epoch from v_settings.debounce_window)::double precision);
+    v_longest := clock_timestamp() + builder_score.longest_delay();
     perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
     -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
     perform set_config('synchronous_commit', 'off', true);
@@ -49,7 +55,8 @@ begin
 
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
-        chosen := builder_score.expand_projects(20 * v_settings.batch_size);
+        chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
@@ -73,15 +80,16 @@ begin
         end loop;
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
+        v_seen_at := clock_timestamp();
         with candidate as (
             select c.user_id,
                    l.user_id is not null as locked,
                    p.present is not null as present,
                    greatest(
                        q.not_before,
-                       -- a window that opened in the future: the clock was set back
-                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_settings.debounce_window end,
-                       s.retry_at
+                       -- a window that opened in the future, or a longer wait than any: the clock was set back
+                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_window end,
+                       case when s.retry_at <= v_longest then s.retry_at end
                    ) as due,
                    q.row_ids
             from unnest(v_due) as c(user_id)
@@ -149,7 +157,7 @@ begin
             perform builder_score.defer_held_rows(v_seen.early_row_users, v_seen.early_due, v_seen.early_rows);
         end if;
         if cardinality(v_seen.gone) > 0 then
-            perform builder_score.forget_users(v_seen.gone);
+            perform builder_score.forget_users(v_seen.gone, v_seen_at);
             perform builder_score.delete_queue_rows(v_seen.gone_rows);
         end if;
         chosen := chosen + cardinality(v_seen.ready) + cardinality(v_seen.early_rows) + cardinality(v_seen.gone);

@@ -49,7 +49,9 @@ as $function$
 begin
     if exists (
         select from builder_score.worker_status as w
-        where w.worker = beat.worker and w.heartbeat_at > clock_timestamp() - beat.every
+        where w.worker = beat.worker
+          -- one from the future is from before the clock was set back, here and wherever it is looked at
+          and w.heartbeat_at > clock_timestamp() - beat.every and w.heartbeat_at <= clock_timestamp()
     ) then
         return;     -- an idle worker writes now and then, not at every look
     end if;
@@ -71,7 +73,8 @@ as $function$
 begin
     return exists (
         select from builder_score.worker_status as w
-        where w.worker = is_alive.worker and w.heartbeat_at > clock_timestamp() - interval '30 seconds'
+        where w.worker = is_alive.worker
+          and w.heartbeat_at > clock_timestamp() - interval '30 seconds' and w.heartbeat_at <= clock_timestamp()
     );
 end
 $function$;
@@ -153,7 +156,8 @@ as $function$
 -- reads: host
 -- writes: host, backfill
 begin
-    if (select h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
+    -- or in the future, when the clock was set back: what was computed meanwhile has too great an age
+    if (select h.refreshed_at < clock_timestamp() - interval '1 day' or h.refreshed_at > clock_timestamp() from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
 end
@@ -276,6 +280,8 @@ as $procedure$
 -- writes: what run_round() writes
 declare
     v_deadline timestamptz;
+    v_before timestamptz;
+    v_now timestamptz;
     v_round record;
     v_idle integer;
     v_tries integer;
@@ -333,6 +339,7 @@ begin
     perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
     v_idle := 0;
+    v_before := pg_catalog.clock_timestamp();
     loop
         commit;
         set transaction isolation level read committed, read write;
@@ -348,7 +355,12 @@ begin
                 raise;
         end;
         commit;
-        exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline;
+        v_now := pg_catalog.clock_timestamp();
+        if v_now operator(pg_catalog.<) v_before then
+            v_deadline := builder_score.run_deadline(max_runtime);      -- the clock was set back
+        end if;
+        v_before := v_now;
+        exit when v_now operator(pg_catalog.>=) v_deadline;
         if v_round.chosen operator(pg_catalog.>) 0 then
             v_idle := 0;
         else

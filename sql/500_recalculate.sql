@@ -129,9 +129,10 @@ as $function$
            )
     from (select waiting.*, min(waiting.priority) over () = 0 as forced from waiting) as w
     left join (
-        select s.retry_at,
-               -- one that opened in the future means that the clock was set back
-               case when s.computed_at <= clock_timestamp() then s.computed_at + g.debounce_window end as window_end
+        -- as run_batch() takes them where the clock was set back
+        select case when s.retry_at <= clock_timestamp() + builder_score.longest_delay() then s.retry_at end as retry_at,
+               case when s.computed_at <= clock_timestamp()
+                    then s.computed_at + make_interval(secs => extract(epoch from g.debounce_window)::double precision) end as window_end
         from builder_score.score_state as s
         cross join builder_score.settings as g
         where s.user_id = pending.user_id
@@ -256,7 +257,8 @@ begin
     end if;
     select coalesce(w.run_by, '') into v_run_by
     from builder_score.worker_status as w
-    where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute';
+    where w.worker = 'resident'
+      and w.heartbeat_at > clock_timestamp() - interval '1 minute' and w.heartbeat_at <= clock_timestamp();
     if v_run_by is not null then
         return case v_run_by when 'pg_cron' then 'pg_cron' else 'worker' end;
     end if;
@@ -325,7 +327,8 @@ select q.queue_depth,
        (select count(*) from builder_score.score_dead_letter) as dead_letters,
        (select count(*) from builder_score.score_state where retry_at is not null) as retrying,
        w.started_at as last_run_at,
-       clock_timestamp() - w.heartbeat_at as heartbeat_age,
+       -- one from the future, before the clock was set back, is no younger than one from as long ago
+       greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp()) as heartbeat_age,
        builder_score.scheduler() as scheduler,
        s.paused,
        s.paused_reason,

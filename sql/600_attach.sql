@@ -161,7 +161,10 @@ begin
     v_stars := case
         when v_type is null then '0'
         when v_type in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
-        else 'builder_score.count_of(to_jsonb(p.github_stars))'
+        when v_type = 'jsonb' then 'builder_score.count_of(p.github_stars::jsonb)'
+        when v_type = 'json' then 'builder_score.count_of(builder_score.to_jsonb_or_null(p.github_stars::text))'
+        -- jsonb has no string as long as text may be
+        else 'builder_score.count_of(case when octet_length(p.github_stars::text) <= 20000000 then to_jsonb(p.github_stars::text) end)'
     end;
 
     v_type := builder_score.host_column_type('projects', 'impact_metrics');
@@ -177,7 +180,8 @@ begin
         'create view builder_score.host_users as
          select u.id, (%s)::text as username, u.builder_score, (%s)::timestamptz as created_at,
                 %s as profile_filled, %s as profile_fields
-         from %s as u',
+         from %s as u
+         where u.id is not null',
         case when builder_score.host_column_type('users', 'username') is null then 'null' else 'u.username' end,
         v_created_at, coalesce(nullif(array_to_string(v_filled, ' + '), ''), '0'), cardinality(v_filled),
         builder_score.host_table('users'));
@@ -223,11 +227,14 @@ create function builder_score.changed_condition(table_name name, column_names na
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $function$
-    -- json and xml have no equality: their text is compared
+    -- json, xml and points have no equality, nor has an array or a row of them, as the host's UPDATE would learn:
+    -- of anything but the plain types the text is compared
     select string_agg(
-        case when builder_score.host_column_type(changed_condition.table_name, c.name) in ('json', 'xml')
-             then format('old.%1$I::text is distinct from new.%1$I::text', c.name)
-             else format('old.%1$I is distinct from new.%1$I', c.name) end,
+        case when builder_score.host_column_type(changed_condition.table_name, c.name) in (
+                 'text', 'character varying', 'character', 'uuid', 'boolean', 'smallint', 'integer', 'bigint', 'numeric', 'real',
+                 'double precision', 'date', 'timestamp without time zone', 'timestamp with time zone', 'jsonb')
+             then format('old.%1$I is distinct from new.%1$I', c.name)
+             else format('old.%1$I::text is distinct from new.%1$I::text', c.name) end,
         ' or ' order by c.place)
     from unnest(column_names) with ordinality as c(name, place)
     where builder_score.host_column_type(changed_condition.table_name, c.name) is not null;
@@ -598,6 +605,31 @@ $function$;
 
 comment on function builder_score.release_table(regclass) is 'Part of detach(): removes our triggers, policies and grants on one table. Returns what it did.';
 
+create function builder_score.column_decimals() returns integer
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host, pg_catalog: what everyone who calls it may read, before anything was granted on the host's schema too
+-- writes: nothing
+    -- numeric(p, s), or a domain over it: its typmod keeps s in the low 11 bits, the highest of them for the sign
+    with recursive typed(type_id, typmod) as (
+        select a.atttypid, a.atttypmod
+        from builder_score.host as h
+        join pg_namespace as n on n.nspname = h.host_schema
+        join pg_class as c on c.relnamespace = n.oid and c.relname = 'users'
+        join pg_attribute as a on a.attrelid = c.oid and a.attname = 'builder_score' and not a.attisdropped
+        union all
+        select t.typbasetype, t.typtypmod from typed as d join pg_type as t on t.oid = d.type_id where t.typtype = 'd'
+    )
+    select case
+        when bool_or(d.type_id in ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype)) then 0
+        else least(coalesce(max((((d.typmod - 4) & 2047) # 1024) - 1024) filter (where d.typmod >= 4), 1), 1) end
+    from typed as d;
+$function$;
+
+comment on function builder_score.column_decimals() is
+    'Decimals that users.builder_score holds and scores have: none in whole numbers, else one; fewer in numeric(p, -1) and the like.';
+
 create function builder_score.attach(host_search_path text default current_setting('search_path'), host_schema name default null)
 returns setof text
 language plpgsql
@@ -608,7 +640,6 @@ as $function$
 -- writes: host views, triggers, policies and grants on the host's tables, host, host_additions, score_recalc_queue
 declare
     v_trouble text;
-    v_type text;
 begin
     if attach.host_schema is not null then
         update builder_score.host_additions as a
@@ -620,17 +651,9 @@ begin
     perform builder_score.require_host();
     perform builder_score.lock_host_tables();
 
-    v_type := builder_score.host_column_type('users', 'builder_score');
     update builder_score.host as h
     set search_path = concat_ws(', ', quote_ident(h.host_schema), nullif(attach.host_search_path, '')),
-        score_decimals = case
-            when v_type in ('smallint', 'integer', 'bigint') then 0
-            -- numeric(p, 0): its typmod keeps the scale in the low 11 bits
-            when v_type = 'numeric' and exists (
-                select from pg_attribute as a
-                where a.attrelid = builder_score.host_table('users') and a.attname = 'builder_score'
-                  and a.atttypmod >= 4 and ((a.atttypmod - 4) & 2047) = 0) then 0
-            else 1 end,
+        score_decimals = builder_score.column_decimals(),
         attached_at = clock_timestamp(),
         -- we hold the host's tables, so these have ended; and an id from a dump is another server's
         walk_again_after = null;

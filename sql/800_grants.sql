@@ -41,6 +41,7 @@ begin
         builder_score.is_pending(builder_score.user_id),
         builder_score.retry_dead_letters(builder_score.user_id[]),
         builder_score.unknown_user(builder_score.user_id),
+        builder_score.column_decimals(),
         builder_score.known_jobs(),
         builder_score.scheduler(),
         builder_score.job_runs(integer),

@@ -138,6 +138,7 @@ OPERATORS_TABLES = {
 
 OPERATORS_ROUTINES = {
     # look
+    "column_decimals()",
     "explain(user_id)",
     "find_user(text)",
     "is_pending(user_id)",

@@ -1152,14 +1152,16 @@ begin
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end;
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
+        if v_id is not null then    -- a row that names nobody stands for everyone
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
+        end if;
     else
         if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select n.id, 20, 'user inserted' from new_rows as n;
+        select n.id, 20, 'user inserted' from new_rows as n where n.id is not null;
     end if;
     return null;
 end
@@ -1185,8 +1187,10 @@ begin
         perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
         return null;
     end;
-    insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
-    if v_old_id is distinct from v_new_id then
+    if v_new_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
+    end if;
+    if v_old_id <> v_new_id or v_new_id is null and v_old_id is not null then
         insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_id, 20, tg_argv[0]);
     end if;
     return null;
@@ -1211,14 +1215,16 @@ begin
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end;
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
+        if v_id is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
+        end if;
     else
         if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
             perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
             return null;
         end if;
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select o.id, 20, 'user deleted' from old_rows as o;
+        select o.id, 20, 'user deleted' from old_rows as o where o.id is not null;
     end if;
     return null;
 end
@@ -1299,7 +1305,9 @@ begin
         if v_old_owner is not null then
             insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_owner, 10, 'project transferred');
         end if;
-        insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
+        if v_new_id is not null then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
+        end if;
     end if;
     return null;
 end
@@ -1744,15 +1752,17 @@ as $function$
 -- writes: nothing
     select exists (
         select
-        from builder_score.score_state as s
-        join builder_score.host_users as u on u.id = s.user_id
+        from builder_score.host_users as u
         join builder_score.signals as g on g.signal = 'age'
-        where s.user_id = is_ageing.user_id
-          and s.computed_at < is_ageing.computed_before
+        left join builder_score.score_state as s on s.user_id = u.id
+        where u.id = is_ageing.user_id
+          -- nothing is known of people who were loaded past the triggers; who is failing has a row
+          -- a score from the future, and its age with it, is from before the clock was set back
+          and (s.user_id is null or s.computed_at < is_ageing.computed_before or s.computed_at > clock_timestamp())
           and g.max_points > 0
           and g.scale > 0
           -- in seconds: a timestamp near the end of its range cannot be added to
-          and extract(epoch from s.computed_at)
+          and extract(epoch from least(coalesce(s.computed_at, is_ageing.computed_before), clock_timestamp()))
               < extract(epoch from u.created_at) + (ceil(365 * g.max_points / g.scale) * 86400)::numeric
     );
 $function$;
@@ -1943,6 +1953,10 @@ begin
     end if;
     -- A payload ends at 7,999 bytes.
     foreach v_id in array user_ids loop
+        if octet_length(to_json(v_id)::text) + 20 > 7999 then    -- an id may be longer
+            perform pg_notify('builder_score_changed', '{"all": true}');
+            continue;
+        end if;
         if octet_length(v_part) + octet_length(to_json(v_id)::text) + 20 > 7999 then
             perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
             v_part := '';
@@ -2045,6 +2059,70 @@ $function$;
 comment on function builder_score.retry_delay(integer) is
     'Wait after that many failures in a row: exponential from settings.retry_base, jittered, capped by settings.retry_cap.';
 
+create function builder_score.longest_delay() returns interval
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+    -- in seconds, as run_batch() has the window: a day may be an hour shorter
+    select make_interval(secs => extract(epoch from greatest(
+        s.debounce_window,
+        least(s.retry_cap, s.retry_base * power(2, least(s.max_attempts - 2, 30)) * 1.2),   -- retry_delay(), the jitter at its most
+        interval '2 seconds'    -- others' locks, and errors that are nobody's fault
+    ))::double precision)
+    from builder_score.settings as s;
+$function$;
+
+comment on function builder_score.longest_delay() is
+    'The longest that a row is ever put off: one that waits for longer is from before the clock was set back.';
+
+create function builder_score.bring_forward(until timestamptz, max_rows integer) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: nothing
+-- writes: score_recalc_queue
+-- Where the clock was not set back this looks at five ends of indexes, and finds nothing.
+declare
+    v_count bigint;
+begin
+    update builder_score.score_recalc_queue as q
+    set not_before = clock_timestamp()
+    where q.id = any(array(
+        select r.id
+        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        cross join lateral (
+            select c.id from builder_score.score_recalc_queue as c
+            where c.priority = p.priority and c.not_before > bring_forward.until and c.user_id is not null
+            order by c.not_before desc
+            limit bring_forward.max_rows
+            for update skip locked
+        ) as r
+        union all
+        select r.id
+        from (select c.id from builder_score.score_recalc_queue as c
+              where c.project_id is not null and c.not_before > bring_forward.until
+              limit bring_forward.max_rows
+              for update skip locked) as r
+        union all
+        select r.id
+        from (select c.id from builder_score.score_recalc_queue as c
+              where c.user_id is null and c.project_id is null and c.not_before > bring_forward.until
+              limit bring_forward.max_rows
+              for update skip locked) as r
+    ));
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$function$;
+
+comment on function builder_score.bring_forward(timestamptz, integer) is
+    'Makes due what was appended, or put off, before the clock was set back, and would wait beyond the given moment. Returns how many rows.';
+
 create function builder_score.defer_held_rows(row_users builder_score.user_id[], due timestamptz[], row_ids bigint[])
 returns void
 language plpgsql security definer
@@ -2052,31 +2130,26 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
--- The three arrays are parallel: a queue row, its user, and when that user is due. The caller holds the
--- users' row locks, so no other worker is about to delete these rows and they may be coalesced into one.
+-- The three arrays are parallel: a queue row, its user, and when that user is due. The caller holds the users' row locks.
+-- One new row takes the place of all of a user's: somebody who is deleted and comes back under the same id may have been
+-- seen as gone by another worker, which is about to delete the rows that it has seen, whoever's they are by then.
 begin
     with seen as (
-        select r.user_id, r.due, r.row_id, min(r.row_id) over (partition by r.user_id) as keep_id
+        select r.user_id, r.due, r.row_id
         from unnest(row_users, due, row_ids) as r(user_id, due, row_id)
     ),
     dropped as (
         delete from builder_score.score_recalc_queue as q
         using seen as s
-        where q.id = s.row_id and s.row_id <> s.keep_id
-        returning s.keep_id, q.priority
-    ),
-    kept as (
-        select s.keep_id, s.due, min(d.priority) as priority
-        from seen as s
-        left join dropped as d on d.keep_id = s.keep_id
-        where s.row_id = s.keep_id
-        group by s.keep_id, s.due
+        where q.id = s.row_id
+        returning q.id, q.priority, q.reason, q.enqueued_at
     )
-    update builder_score.score_recalc_queue as q
-    set not_before = k.due,
-        priority = least(q.priority, k.priority)
-    from kept as k
-    where q.id = k.keep_id;
+    insert into builder_score.score_recalc_queue (user_id, not_before, priority, reason, enqueued_at)
+    select s.user_id, s.due, coalesce(min(d.priority), 10), coalesce((array_agg(d.reason order by d.id))[1], 'deferred'),
+           coalesce(min(d.enqueued_at), clock_timestamp())
+    from seen as s
+    left join dropped as d on d.id = s.row_id
+    group by s.user_id, s.due;
 end
 $function$;
 
@@ -2111,26 +2184,29 @@ $function$;
 comment on function builder_score.defer_blocked_users(builder_score.user_id[]) is
     'Puts the rows of users whom somebody else has locked off for a second, so that no loop spins on them. Returns how many.';
 
-create function builder_score.forget_users(user_ids builder_score.user_id[]) returns void
+create function builder_score.forget_users(user_ids builder_score.user_id[], seen_at timestamptz) returns void
 language sql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
 -- writes: score_state, score_dead_letter
--- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds.
+-- Nobody can lock a user who is gone, so another worker may be doing the same: skip what it holds. And who was gone at
+-- seen_at may have come back under the same id, and have been computed or have failed since (what is later than now is
+-- from before the clock was set back).
     delete from builder_score.score_state as s
     where s.user_id = any(array(
         select c.user_id from builder_score.score_state as c
-        where c.user_id = any(forget_users.user_ids) for update skip locked
+        where c.user_id = any(forget_users.user_ids)
+          and (c.computed_at is null or not c.computed_at between forget_users.seen_at and clock_timestamp()) for update skip locked
     ));
     delete from builder_score.score_dead_letter as d
     where d.user_id = any(array(
         select c.user_id from builder_score.score_dead_letter as c
-        where c.user_id = any(forget_users.user_ids) for update skip locked
+        where c.user_id = any(forget_users.user_ids) and not c.last_failed_at between forget_users.seen_at and clock_timestamp() for update skip locked
     ));
 $function$;
 
-comment on function builder_score.forget_users(builder_score.user_id[]) is 'Removes what we remember of users who no longer exist.';
+comment on function builder_score.forget_users(builder_score.user_id[], timestamptz) is 'Removes what we remember of users who no longer existed at that moment.';
 
 create function builder_score.delete_queue_rows(row_ids bigint[]) returns void
 language sql security definer
@@ -2356,17 +2432,23 @@ as $function$
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
+    v_window interval;
+    v_longest timestamptz;
     v_number bigint;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
     v_seen record;
+    v_seen_at timestamptz;
     v_scored record;
     v_error text;
     v_passes integer := 0;
     v_minute timestamptz;
 begin
     select s.* into strict v_settings from builder_score.settings as s;
+    -- in seconds: a window of a day is 24 hours also on the day that the clocks change
+    v_window := make_interval(secs => extract(epoch from v_settings.debounce_window)::double precision);
+    v_longest := clock_timestamp() + builder_score.longest_delay();
     perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
     -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
     perform set_config('synchronous_commit', 'off', true);
@@ -2383,7 +2465,8 @@ begin
 
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
-        chosen := builder_score.expand_projects(20 * v_settings.batch_size);
+        chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
@@ -2407,15 +2490,16 @@ begin
         end loop;
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
+        v_seen_at := clock_timestamp();
         with candidate as (
             select c.user_id,
                    l.user_id is not null as locked,
                    p.present is not null as present,
                    greatest(
                        q.not_before,
-                       -- a window that opened in the future: the clock was set back
-                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_settings.debounce_window end,
-                       s.retry_at
+                       -- a window that opened in the future, or a longer wait than any: the clock was set back
+                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_window end,
+                       case when s.retry_at <= v_longest then s.retry_at end
                    ) as due,
                    q.row_ids
             from unnest(v_due) as c(user_id)
@@ -2483,7 +2567,7 @@ begin
             perform builder_score.defer_held_rows(v_seen.early_row_users, v_seen.early_due, v_seen.early_rows);
         end if;
         if cardinality(v_seen.gone) > 0 then
-            perform builder_score.forget_users(v_seen.gone);
+            perform builder_score.forget_users(v_seen.gone, v_seen_at);
             perform builder_score.delete_queue_rows(v_seen.gone_rows);
         end if;
         chosen := chosen + cardinality(v_seen.ready) + cardinality(v_seen.early_rows) + cardinality(v_seen.gone);
@@ -2585,7 +2669,9 @@ as $function$
 begin
     if exists (
         select from builder_score.worker_status as w
-        where w.worker = beat.worker and w.heartbeat_at > clock_timestamp() - beat.every
+        where w.worker = beat.worker
+          -- one from the future is from before the clock was set back, here and wherever it is looked at
+          and w.heartbeat_at > clock_timestamp() - beat.every and w.heartbeat_at <= clock_timestamp()
     ) then
         return;     -- an idle worker writes now and then, not at every look
     end if;
@@ -2607,7 +2693,8 @@ as $function$
 begin
     return exists (
         select from builder_score.worker_status as w
-        where w.worker = is_alive.worker and w.heartbeat_at > clock_timestamp() - interval '30 seconds'
+        where w.worker = is_alive.worker
+          and w.heartbeat_at > clock_timestamp() - interval '30 seconds' and w.heartbeat_at <= clock_timestamp()
     );
 end
 $function$;
@@ -2689,7 +2776,8 @@ as $function$
 -- reads: host
 -- writes: host, backfill
 begin
-    if (select h.refreshed_at < clock_timestamp() - interval '1 day' from builder_score.host as h) then
+    -- or in the future, when the clock was set back: what was computed meanwhile has too great an age
+    if (select h.refreshed_at < clock_timestamp() - interval '1 day' or h.refreshed_at > clock_timestamp() from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
 end
@@ -2812,6 +2900,8 @@ as $procedure$
 -- writes: what run_round() writes
 declare
     v_deadline timestamptz;
+    v_before timestamptz;
+    v_now timestamptz;
     v_round record;
     v_idle integer;
     v_tries integer;
@@ -2869,6 +2959,7 @@ begin
     perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
     v_idle := 0;
+    v_before := pg_catalog.clock_timestamp();
     loop
         commit;
         set transaction isolation level read committed, read write;
@@ -2884,7 +2975,12 @@ begin
                 raise;
         end;
         commit;
-        exit when pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline;
+        v_now := pg_catalog.clock_timestamp();
+        if v_now operator(pg_catalog.<) v_before then
+            v_deadline := builder_score.run_deadline(max_runtime);      -- the clock was set back
+        end if;
+        v_before := v_now;
+        exit when v_now operator(pg_catalog.>=) v_deadline;
         if v_round.chosen operator(pg_catalog.>) 0 then
             v_idle := 0;
         else
@@ -3032,9 +3128,10 @@ as $function$
            )
     from (select waiting.*, min(waiting.priority) over () = 0 as forced from waiting) as w
     left join (
-        select s.retry_at,
-               -- one that opened in the future means that the clock was set back
-               case when s.computed_at <= clock_timestamp() then s.computed_at + g.debounce_window end as window_end
+        -- as run_batch() takes them where the clock was set back
+        select case when s.retry_at <= clock_timestamp() + builder_score.longest_delay() then s.retry_at end as retry_at,
+               case when s.computed_at <= clock_timestamp()
+                    then s.computed_at + make_interval(secs => extract(epoch from g.debounce_window)::double precision) end as window_end
         from builder_score.score_state as s
         cross join builder_score.settings as g
         where s.user_id = pending.user_id
@@ -3159,7 +3256,8 @@ begin
     end if;
     select coalesce(w.run_by, '') into v_run_by
     from builder_score.worker_status as w
-    where w.worker = 'resident' and w.heartbeat_at > clock_timestamp() - interval '1 minute';
+    where w.worker = 'resident'
+      and w.heartbeat_at > clock_timestamp() - interval '1 minute' and w.heartbeat_at <= clock_timestamp();
     if v_run_by is not null then
         return case v_run_by when 'pg_cron' then 'pg_cron' else 'worker' end;
     end if;
@@ -3228,7 +3326,8 @@ select q.queue_depth,
        (select count(*) from builder_score.score_dead_letter) as dead_letters,
        (select count(*) from builder_score.score_state where retry_at is not null) as retrying,
        w.started_at as last_run_at,
-       clock_timestamp() - w.heartbeat_at as heartbeat_age,
+       -- one from the future, before the clock was set back, is no younger than one from as long ago
+       greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp()) as heartbeat_age,
        builder_score.scheduler() as scheduler,
        s.paused,
        s.paused_reason,
@@ -3563,7 +3662,10 @@ begin
     v_stars := case
         when v_type is null then '0'
         when v_type in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
-        else 'builder_score.count_of(to_jsonb(p.github_stars))'
+        when v_type = 'jsonb' then 'builder_score.count_of(p.github_stars::jsonb)'
+        when v_type = 'json' then 'builder_score.count_of(builder_score.to_jsonb_or_null(p.github_stars::text))'
+        -- jsonb has no string as long as text may be
+        else 'builder_score.count_of(case when octet_length(p.github_stars::text) <= 20000000 then to_jsonb(p.github_stars::text) end)'
     end;
 
     v_type := builder_score.host_column_type('projects', 'impact_metrics');
@@ -3579,7 +3681,8 @@ begin
         'create view builder_score.host_users as
          select u.id, (%s)::text as username, u.builder_score, (%s)::timestamptz as created_at,
                 %s as profile_filled, %s as profile_fields
-         from %s as u',
+         from %s as u
+         where u.id is not null',
         case when builder_score.host_column_type('users', 'username') is null then 'null' else 'u.username' end,
         v_created_at, coalesce(nullif(array_to_string(v_filled, ' + '), ''), '0'), cardinality(v_filled),
         builder_score.host_table('users'));
@@ -3625,11 +3728,14 @@ create function builder_score.changed_condition(table_name name, column_names na
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $function$
-    -- json and xml have no equality: their text is compared
+    -- json, xml and points have no equality, nor has an array or a row of them, as the host's UPDATE would learn:
+    -- of anything but the plain types the text is compared
     select string_agg(
-        case when builder_score.host_column_type(changed_condition.table_name, c.name) in ('json', 'xml')
-             then format('old.%1$I::text is distinct from new.%1$I::text', c.name)
-             else format('old.%1$I is distinct from new.%1$I', c.name) end,
+        case when builder_score.host_column_type(changed_condition.table_name, c.name) in (
+                 'text', 'character varying', 'character', 'uuid', 'boolean', 'smallint', 'integer', 'bigint', 'numeric', 'real',
+                 'double precision', 'date', 'timestamp without time zone', 'timestamp with time zone', 'jsonb')
+             then format('old.%1$I is distinct from new.%1$I', c.name)
+             else format('old.%1$I::text is distinct from new.%1$I::text', c.name) end,
         ' or ' order by c.place)
     from unnest(column_names) with ordinality as c(name, place)
     where builder_score.host_column_type(changed_condition.table_name, c.name) is not null;
@@ -4000,6 +4106,31 @@ $function$;
 
 comment on function builder_score.release_table(regclass) is 'Part of detach(): removes our triggers, policies and grants on one table. Returns what it did.';
 
+create function builder_score.column_decimals() returns integer
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host, pg_catalog: what everyone who calls it may read, before anything was granted on the host's schema too
+-- writes: nothing
+    -- numeric(p, s), or a domain over it: its typmod keeps s in the low 11 bits, the highest of them for the sign
+    with recursive typed(type_id, typmod) as (
+        select a.atttypid, a.atttypmod
+        from builder_score.host as h
+        join pg_namespace as n on n.nspname = h.host_schema
+        join pg_class as c on c.relnamespace = n.oid and c.relname = 'users'
+        join pg_attribute as a on a.attrelid = c.oid and a.attname = 'builder_score' and not a.attisdropped
+        union all
+        select t.typbasetype, t.typtypmod from typed as d join pg_type as t on t.oid = d.type_id where t.typtype = 'd'
+    )
+    select case
+        when bool_or(d.type_id in ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype)) then 0
+        else least(coalesce(max((((d.typmod - 4) & 2047) # 1024) - 1024) filter (where d.typmod >= 4), 1), 1) end
+    from typed as d;
+$function$;
+
+comment on function builder_score.column_decimals() is
+    'Decimals that users.builder_score holds and scores have: none in whole numbers, else one; fewer in numeric(p, -1) and the like.';
+
 create function builder_score.attach(host_search_path text default current_setting('search_path'), host_schema name default null)
 returns setof text
 language plpgsql
@@ -4010,7 +4141,6 @@ as $function$
 -- writes: host views, triggers, policies and grants on the host's tables, host, host_additions, score_recalc_queue
 declare
     v_trouble text;
-    v_type text;
 begin
     if attach.host_schema is not null then
         update builder_score.host_additions as a
@@ -4022,17 +4152,9 @@ begin
     perform builder_score.require_host();
     perform builder_score.lock_host_tables();
 
-    v_type := builder_score.host_column_type('users', 'builder_score');
     update builder_score.host as h
     set search_path = concat_ws(', ', quote_ident(h.host_schema), nullif(attach.host_search_path, '')),
-        score_decimals = case
-            when v_type in ('smallint', 'integer', 'bigint') then 0
-            -- numeric(p, 0): its typmod keeps the scale in the low 11 bits
-            when v_type = 'numeric' and exists (
-                select from pg_attribute as a
-                where a.attrelid = builder_score.host_table('users') and a.attname = 'builder_score'
-                  and a.atttypmod >= 4 and ((a.atttypmod - 4) & 2047) = 0) then 0
-            else 1 end,
+        score_decimals = builder_score.column_decimals(),
         attached_at = clock_timestamp(),
         -- we hold the host's tables, so these have ended; and an id from a dump is another server's
         walk_again_after = null;
@@ -4578,6 +4700,7 @@ begin
         builder_score.is_pending(builder_score.user_id),
         builder_score.retry_dead_letters(builder_score.user_id[]),
         builder_score.unknown_user(builder_score.user_id),
+        builder_score.column_decimals(),
         builder_score.known_jobs(),
         builder_score.scheduler(),
         builder_score.job_runs(integer),

@@ -312,13 +312,8 @@ def _types(case: Case) -> Iterator[Verdict]:
             )
     score = types.get((case.tables["users"]["oid"], "builder_score"))
     if score is not None:
-        # numeric(p, 0): its typmod keeps the scale in the low 11 bits
-        whole = score["type"] in ("smallint", "integer", "bigint") or (
-            score["type"] == "numeric"
-            and score["typmod"] >= 4
-            and (score["typmod"] - 4) % 2048 == 0
-        )
-        if whole != (case.host["score_decimals"] == 0):
+        decimals = case.row("select builder_score.column_decimals() as held")["held"]
+        if decimals != case.host["score_decimals"]:
             yield fail(
                 f"{case.tables['users']['said']}.builder_score is {score['type']} now: scores are "
                 f"rounded for another type",
