@@ -48,20 +48,38 @@ comment on function builder_score.choose_due(integer, bigint, builder_score.user
     'The due users a batch looks at, but those passed over: by priority, then age, with every tenth place for the oldest of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
-language sql security definer
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set lock_timeout = '1ms'
 as $function$
 -- reads: host_users
 -- writes: row locks on the host's users
 -- One probe a user: left alone, the planner prefers a scan of up to a hundred thousand users.
-    select coalesce(array_agg(l.id), '{}')
-    from (
-        select u.id::builder_score.user_id as id
-        from builder_score.host_users as u
-        where u.id = any(lock_users.user_ids)
-        for no key update skip locked
-    ) as l;
+declare
+    v_tries integer := 0;
+begin
+    -- SKIP LOCKED goes by the version of a row that it sees. Where that one's writer commits at this very moment it
+    -- follows the row, and waits for whoever writes the next version: then we look again, at versions as they are now.
+    loop
+        begin
+            return (
+                select coalesce(array_agg(l.id), '{}')
+                from (
+                    select u.id::builder_score.user_id as id
+                    from builder_score.host_users as u
+                    where u.id = any(lock_users.user_ids)
+                    for no key update skip locked
+                ) as l
+            );
+        exception when lock_not_available then
+            v_tries := v_tries + 1;
+            if v_tries = 5 then
+                raise;
+            end if;
+        end;
+    end loop;
+end
 $function$;
 
 comment on function builder_score.lock_users(builder_score.user_id[]) is
@@ -74,12 +92,15 @@ as $function$
 -- reads: score_recalc_queue
 -- writes: a row lock on score_recalc_queue
     select exists (
-        select from builder_score.score_recalc_queue as q where q.user_id = any(has_free_row.user_ids) limit 1 for update skip locked
+        select from builder_score.score_recalc_queue as q
+        where q.user_id = any(has_free_row.user_ids) and q.not_before <= clock_timestamp()
+        limit 1
+        for update skip locked
     );
 $function$;
 
 comment on function builder_score.has_free_row(builder_score.user_id[]) is
-    'Whether any queue row of these users is in nobody''s hands. For whoever holds none of these users, and so is about to wait for nobody.';
+    'Whether any due queue row of these users is in nobody''s hands. For whoever holds none of these users, and so is about to wait for nobody.';
 
 create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
 language plpgsql security definer

@@ -138,7 +138,7 @@ begin
         select c.id
         from builder_score.score_recalc_queue as c
         where c.user_id = any(defer_blocked_users.user_ids)
-          and c.not_before <= clock_timestamp() + interval '1 second'
+          and c.not_before <= clock_timestamp()     -- else those that cannot be put off would have us do this for ever
         for update skip locked
     ));
     get diagnostics v_count = row_count;
