@@ -57,21 +57,21 @@ as $function$
 -- writes: row locks on the host's users
 -- One probe a user: left alone, the planner prefers a scan of up to a hundred thousand users.
 declare
+    v_locked builder_score.user_id[];
     v_tries integer := 0;
 begin
     -- SKIP LOCKED goes by the version of a row that it sees. Where that one's writer commits at this very moment it
     -- follows the row, and waits for whoever writes the next version: then we look again, at versions as they are now.
     loop
         begin
-            return (
-                select coalesce(array_agg(l.id), '{}')
-                from (
-                    select u.id::builder_score.user_id as id
-                    from builder_score.host_users as u
-                    where u.id = any(lock_users.user_ids)
-                    for no key update skip locked
-                ) as l
-            );
+            select coalesce(array_agg(l.id), '{}') into v_locked
+            from (
+                select u.id::builder_score.user_id as id
+                from builder_score.host_users as u
+                where u.id = any(lock_users.user_ids)
+                for no key update skip locked
+            ) as l;
+            exit;
         exception when lock_not_available then
             v_tries := v_tries + 1;
             if v_tries = 5 then
@@ -79,6 +79,7 @@ begin
             end if;
         end;
     end loop;
+    return v_locked;
 end
 $function$;
 
