@@ -9,13 +9,14 @@ its COMMIT. A statement that waits for a lock is left waiting while the others h
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import psycopg
 from psycopg import Connection
 
-from tests.interleave import Session, Sessions, until
+from tests.interleave import Sessions
+from tests.permutations import Actor, play_turns
 
 Program = tuple[str, ...]
 """What one transaction does, without its BEGIN and COMMIT."""
@@ -66,79 +67,23 @@ class Players:
         """
         offset = next(self._offsets)
         self._prepare(self._db, offset)
-        actors = [
-            _Actor(player, self._players, program, offset, isolation)
-            for player, program in zip(self._players, programs, strict=False)
-        ]
-        for number, turn in enumerate(turns):
+        actors = {
+            place: Actor(player, _statements(program, offset, isolation))
+            for place, (player, program) in enumerate(zip(self._players, programs, strict=False))
+        }
+
+        def before(turn: int) -> None:
             if meanwhile is not None:
-                meanwhile(self._db, number)
-            actors[turn].take_turn()
-            for actor in actors:  # whoever waited for this one goes on
-                actor.catch_up()
+                meanwhile(self._db, turn)
 
-        def ended() -> bool:
-            waiting = [actor.catch_up() for actor in actors]  # each gets its chance
-            return not any(waiting)
-
-        until(ended, "every program comes to its end")
-        return [actor.failed_with for actor in actors]
+        play_turns(actors, turns, before)
+        return [actor.failed_with for actor in actors.values()]
 
 
-class _Actor:
-    def __init__(
-        self,
-        session: Session,
-        players: Sequence[Session],
-        program: Program,
-        offset: int,
-        isolation: str,
-    ) -> None:
-        self._session = session
-        self._players = players
-        self._waiting = 0
-        self._left = [_numbered(statement, offset) for statement in (*program, "commit")]
-        self._begin: str | None = f"begin isolation level {isolation}"
-        self.failed_with: str | None = None
-
-    def take_turn(self) -> None:
-        """Run the next statement, once those before it have ended."""
-        self._waiting += 1
-        self.catch_up()
-
-    def catch_up(self) -> bool:
-        """Run what the turns so far allow; tell whether something is left that waits for a lock."""
-        if self._begin is not None and self._waiting:
-            self._session.run(self._begin)
-            self._begin = None
-        while self._session.busy or self._waiting:
-            if not self._session.busy:
-                self._waiting -= 1
-                statement = self._left.pop(0)
-                if self.failed_with is not None and statement != "commit":
-                    continue
-                self._session.start(statement)
-            if self._session.rests(self._players):
-                return True
-            try:
-                self._session.finish()
-            except psycopg.Error as error:
-                self.failed_with = self.failed_with or error.sqlstate
-                if not self._left:
-                    return False  # the COMMIT itself
-        return False
-
-
-def interleavings(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """All orders of turns of programs, so many turns each."""
-    if not any(lengths):
-        yield ()
-    for place, length in enumerate(lengths):
-        if length:
-            fewer = [n - (other == place) for other, n in enumerate(lengths)]
-            for rest in interleavings(fewer):
-                yield (place, *rest)
-
-
-def _numbered(statement: str, offset: int) -> str:
-    return re.sub(r"\$(\d)", lambda found: str(offset + int(found[1])), statement)
+def _statements(program: Program, offset: int, isolation: str) -> list[str]:
+    """Make it a transaction, about the rows from this number on."""
+    first, *others = (
+        re.sub(r"\$(\d)", lambda found: str(offset + int(found[1])), statement)
+        for statement in program
+    )
+    return [f"begin isolation level {isolation}; {first}", *others, "commit"]

@@ -23,7 +23,10 @@ class Session:
 
     def __init__(self, name: str, conninfo: str, observer: Connection[Any]) -> None:
         self.name = name
-        self._connection = psycopg.connect(conninfo, autocommit=True, application_name=name)
+        # prepared, a string could not hold several statements
+        self._connection = psycopg.connect(
+            conninfo, autocommit=True, application_name=name, prepare_threshold=None
+        )
         self._observer = observer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._running: Future[Rows] | None = None
@@ -91,21 +94,18 @@ class Session:
         """Whether a statement was started whose end has not been waited for."""
         return self._running is not None
 
-    def rests(self, others: Collection["Session"]) -> bool:
-        """Wait until the statement has ended (False), or waits for a lock of one of them (True)."""
+    def rests(self, others: Collection["Session"]) -> set[int]:
+        """Wait until the statement has ended, or waits for locks of some of them; give these."""
         running = self._running
         assert running is not None, f"{self.name} runs nothing"
         pids = {other.pid for other in others}
-        blocked = False
-
-        def decided() -> bool:
-            nonlocal blocked
-            # not autovacuum's, which is gone in a moment
-            blocked = not wait([running], 0.002).done and not pids.isdisjoint(self.blockers())
-            return blocked or running.done()
-
-        until(decided, f"{self.name} ends, or waits for a lock")
-        return blocked and not running.done()
+        deadline = time.monotonic() + PATIENCE
+        while not wait([running], 0.002).done:
+            blockers = pids & set(self.blockers())  # not autovacuum, which is gone in a moment
+            if blockers:
+                return blockers
+            assert time.monotonic() < deadline, f"{self.name} neither ends nor waits for a lock"
+        return set()
 
     def close(self) -> None:
         if self._running is not None and not self._running.done():

@@ -1,4 +1,7 @@
-"""Nothing is lost, overwritten or deadlocked, whatever is concurrent with the worker."""
+"""What the worker does to its queue beside others, and what it waits for.
+
+That nothing is lost, in any order: test_permutations.
+"""
 
 from typing import Any
 
@@ -59,36 +62,6 @@ def attempts(db: Connection[Any]) -> int:
     return row[0]
 
 
-@pytest.mark.usefixtures("no_window")
-@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-@pytest.mark.parametrize("first", ["transfer", "confirm"])
-def test_a_transfer_beside_a_confirm_is_not_lost_and_raises_nothing(
-    db: Connection[Any], sessions: Sessions, first: str, isolation: str
-) -> None:
-    old, new, helper = (add_user(db, name) for name in ("old", "new", "helper"))
-    project = add_project(db, old)
-    collaboration = add_collaborator(db, project, helper, "pending")
-    # so that the transfer changes the helper's score, and the confirmation the new owner's
-    add_collaborator(db, add_project(db, old), helper)
-    settle(db)
-
-    transfer, confirm = sessions("transfer"), sessions("confirm")
-    for session in (transfer, confirm):
-        session.run(f"begin transaction isolation level {isolation}")
-    transfer.run("update projects set owner_id = %s where id = %s", [new, project])
-    confirm.run(
-        "update project_collaborators set status = 'confirmed' where id = %s", [collaboration]
-    )
-    order = [transfer, confirm] if first == "transfer" else [confirm, transfer]
-    order[0].run("commit")
-    drain(db)
-    order[1].run("commit")
-    settle(db)
-
-    assert [score(db, user) for user in (old, new, helper)] == [VOUCH, VOUCH, 13]
-    assert_right(db)
-
-
 def test_an_event_committed_after_a_newer_recalculation_is_not_lost(
     db: Connection[Any], sessions: Sessions
 ) -> None:
@@ -147,70 +120,6 @@ def test_two_workers_that_chose_the_same_user_recalculate_it_once(
     assert is_quiet(db), "the same value again appends nothing"
 
 
-@pytest.mark.usefixtures("no_window")
-@pytest.mark.parametrize("gate", GATES)
-def test_an_event_that_commits_at_any_point_of_a_batch_is_not_lost(
-    db: Connection[Any], sessions: Sessions, gate: str
-) -> None:
-    owner = add_user(db, "owner")
-    project = add_project(db, owner)
-    install_gates(db)
-    settle(db)
-    add_project(db, owner, status="shipped")
-
-    keeper = sessions("keeper")
-    with batch_stopped(sessions("worker"), keeper, gate):
-        keeper.run(SHIP, [project])
-
-    settle(db)
-    assert score(db, owner) == 16  # 10 * log2(3), rounded
-    assert_right(db)
-
-
-def test_people_and_projects_that_commit_before_the_choice_are_computed_once(
-    db: Connection[Any], sessions: Sessions
-) -> None:
-    install_gates(db)
-    worker, keeper = sessions("worker"), sessions("keeper")
-    # between the batch's look for projects and its choice of users lies its look at the backfill
-    keeper.run("begin")
-    keeper.run("lock table builder_score.backfill in access exclusive mode")
-    worker.start("call builder_score.drain()")
-    worker.waits_for(keeper)
-    with db.transaction():
-        owner, helper = add_user(db, "owner"), add_user(db, "helper")
-        add_collaborator(db, add_project(db, owner), helper)
-    keeper.run("commit")
-    worker.finish()
-    # neither waits for the window to close, to be computed again for the project's row
-    assert queue(db) == []
-    assert (score(db, owner), score(db, helper)) == (VOUCH, VOUCH)
-    assert totals(db)["recalculated"] == 2
-    assert_right(db)
-
-
-@pytest.mark.usefixtures("no_window")
-@pytest.mark.parametrize("gate", GATES)
-def test_an_event_that_commits_after_a_batch_it_ran_beside_is_not_lost(
-    db: Connection[Any], sessions: Sessions, gate: str
-) -> None:
-    owner = add_user(db, "owner")
-    project = add_project(db, owner)
-    install_gates(db)
-    settle(db)
-    add_project(db, owner, status="shipped")
-
-    app = sessions("app")
-    with batch_stopped(sessions("worker"), sessions("keeper"), gate):
-        app.run("begin")
-        app.run(SHIP, [project])
-    assert score(db, owner) == SHIPPED
-    app.run("commit")
-    settle(db)
-    assert score(db, owner) == 16  # 10 * log2(3), rounded
-    assert_right(db)
-
-
 def test_a_recalculation_answers_the_rows_a_batch_has_chosen_but_not_locked(
     db: Connection[Any], sessions: Sessions
 ) -> None:
@@ -247,33 +156,6 @@ def test_a_recalculation_beside_a_batch_waits_for_it_and_sees_more(
     assert caller.finish() == [(13,)]
     settle(db)
     assert score(db, user) == 13
-    assert_right(db)
-
-
-@pytest.mark.usefixtures("no_window")
-@pytest.mark.parametrize("gate", ["after choosing", "after computing"])
-def test_a_user_deleted_while_being_scored_is_forgotten(
-    db: Connection[Any], sessions: Sessions, gate: str
-) -> None:
-    user, other = add_user(db, "ann"), add_user(db, "bob")
-    settle(db)
-    install_gates(db)
-    add_project(db, user, status="shipped")
-    add_project(db, other, status="shipped")
-
-    delete = "delete from users where username = 'ann'"
-    worker, keeper, app = sessions("worker"), sessions("keeper"), sessions("app")
-    with batch_stopped(worker, keeper, gate):
-        if gate == "after choosing":
-            keeper.run(delete)
-        else:
-            app.start(delete)
-            app.waits_for(worker)  # for the rest of one short batch
-    if gate == "after computing":
-        app.finish()
-    settle(db)
-    assert score(db, other) == SHIPPED
-    assert db.execute("select user_id from builder_score.score_state").fetchall() == [(other,)]
     assert_right(db)
 
 
@@ -339,48 +221,6 @@ def test_the_worker_waits_for_no_row_that_the_application_holds(
 
 
 @pytest.mark.usefixtures("no_window")
-def test_the_application_inserts_projects_of_a_user_who_is_being_scored(
-    db: Connection[Any], sessions: Sessions
-) -> None:
-    user = add_user(db, "ann", bio="bio")
-    install_gates(db)
-    app = sessions("app")
-    with batch_stopped(sessions("worker"), sessions("keeper"), "after computing"):
-        app.start(
-            "insert into projects (owner_id, title, status) values (%s, '', 'shipped')", [user]
-        )
-        app.finish_without_waiting()
-    settle(db)
-    assert score(db, user) == 13
-    assert_right(db)
-
-
-@pytest.mark.usefixtures("no_window")
-def test_transactions_that_touch_two_users_in_opposite_orders_do_not_deadlock(
-    db: Connection[Any], sessions: Sessions
-) -> None:
-    ann, bob = add_user(db, "ann"), add_user(db, "bob")
-    projects = [add_project(db, owner) for owner in (ann, bob, bob, ann)]
-    settle(db)
-    one, other, worker = sessions("one"), sessions("other"), sessions("worker")
-
-    for session in (one, other):
-        session.run("begin")
-    # With an upsert into a queue of one row a user, the last two would wait for each other.
-    for session, project in zip((one, other, one, other), (0, 2, 1, 3), strict=True):
-        session.start(SHIP, [projects[project]])
-        session.finish_without_waiting()
-        worker.start("call builder_score.drain()")
-        worker.finish_without_waiting()
-    one.run("commit")
-    drain(db)
-    other.run("commit")
-    settle(db)
-    assert (score(db, ann), score(db, bob)) == (16, 16)
-    assert_right(db)
-
-
-@pytest.mark.usefixtures("no_window")
 def test_rows_that_another_worker_puts_off_meanwhile_are_deleted_all_the_same(
     db: Connection[Any], sessions: Sessions
 ) -> None:
@@ -418,29 +258,6 @@ def test_what_a_savepoint_takes_back_appends_nothing(
     assert queue(db) == [(ann, None, 10, "project inserted")]
     settle(db)
     assert (score(db, ann), score(db, bob)) == (SHIPPED, 0)
-    assert_right(db)
-
-
-@pytest.mark.usefixtures("no_window")
-def test_a_prepared_transaction_counts_from_its_commit(
-    db: Connection[Any], sessions: Sessions
-) -> None:
-    ann, bob = add_user(db, "ann"), add_user(db, "bob")
-    project = add_project(db, ann)
-    settle(db)
-    app, worker = sessions("app"), sessions("worker")
-    app.run("begin")
-    app.run(SHIP, [project])
-    app.run("update users set bio = 'locked until the second phase' where username = 'ann'")
-    app.run("prepare transaction 'pyscore'")
-    add_project(db, ann)
-    add_project(db, bob, status="shipped")
-    worker.start("call builder_score.drain()")
-    worker.finish_without_waiting()
-    assert (score(db, ann), score(db, bob)) == (0, SHIPPED)
-    db.execute("commit prepared 'pyscore'")
-    settle(db)
-    assert score(db, ann) == 13  # shipped, and one field of six
     assert_right(db)
 
 

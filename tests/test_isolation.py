@@ -12,9 +12,10 @@ from pyscore import migrator
 from pyscore.cluster import PrivateCluster
 from tests.community import add_collaborator, add_project, add_user, configure, drain, score
 from tests.conftest import janitor
-from tests.histories import Players, Program, interleavings
+from tests.histories import Players, Program
 from tests.hosts import create_application
 from tests.interleave import Sessions, assert_right, settle
+from tests.permutations import interleavings
 
 LEVELS = ("repeatable read", "serializable")
 

@@ -1844,17 +1844,19 @@ create function builder_score.lock_users(user_ids builder_score.user_id[]) retur
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
-set lock_timeout = '1ms'
 as $function$
 -- reads: host_users
 -- writes: row locks on the host's users
 -- One probe a user: left alone, the planner prefers a scan of up to a hundred thousand users.
 declare
+    v_timeout constant text := current_setting('lock_timeout');
     v_locked builder_score.user_id[];
     v_tries integer := 0;
 begin
+    perform from builder_score.host_users as u where false for no key update;   -- the table's own lock, as long as that takes
     -- SKIP LOCKED goes by the version of a row that it sees. Where that one's writer commits at this very moment it
     -- follows the row, and waits for whoever writes the next version: then we look again, at versions as they are now.
+    perform set_config('lock_timeout', '1ms', true);
     loop
         begin
             select coalesce(array_agg(l.id), '{}') into v_locked
@@ -1872,6 +1874,7 @@ begin
             end if;
         end;
     end loop;
+    perform set_config('lock_timeout', v_timeout, true);
     return v_locked;
 end
 $function$;
