@@ -1,11 +1,13 @@
-.PHONY: demo test soak test-matrix lint format clean
+.PHONY: demo test soak test-matrix lint style format clean
 .DEFAULT_GOAL := test
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+# where it is set, each process of the tests would compile all of them again
+unexport PYTHONDONTWRITEBYTECODE
 
 bin := .venv/bin
-# one more than there are processors: tests wait as often as they compute
-processes := $(shell expr $$(nproc) + 1)
+# more than there are processors: tests wait as often as they compute
+processes := $(shell expr $$(nproc) + 2)
 MINUTES ?= 5
 soakers := $(if $(ARGS),0,$(shell nproc))
 revisions := $(wildcard migrations/versions/*.up.sql migrations/versions/*.down.sql)
@@ -15,8 +17,11 @@ demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 	@$(bin)/pyscore demo $(ARGS)
 
 # A file's tests share a server; every process has one of its own. The slowest files come first (tests/conftest.py).
-test: lint ## everything CI checks
-	$(bin)/pytest --numprocesses=$(processes) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# pyright works beside the tests, and speaks after them.
+test: style ## everything CI checks
+	@$(bin)/pyright >.venv/pyright.log 2>&1 & pyright=$$!; \
+	$(bin)/pytest --numprocesses=$(processes) --maxprocesses=6 --dist=loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$pyright; types=$$?; cat .venv/pyright.log; exit $$((tests || types))
 
 # Not part of CI: MINUTES for each attack. Seeds are printed; ARGS plays one round again, as a failure says.
 soak: ## the tests that attack (tests/attacks.py), for long; their figures go to benchmarks/results/soak.md
@@ -30,11 +35,13 @@ test-matrix: ## the tests against PostgreSQL 15, 16, 17 and 18: a line each
 	@.ci/install test
 	@.ci/matrix $(VERSIONS)
 
-lint: ## formatting, Python rules, types, and what would lock a live table
+lint: style ## formatting, Python rules, what would lock a live table, and types
+	$(bin)/pyright
+
+style:
 	@.ci/install test
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
-	$(bin)/pyright
 	$(if $(revisions),$(bin)/squawk --config .ci/squawk.toml $(revisions))
 
 format: ## let ruff rewrite the Python files

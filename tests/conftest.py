@@ -1,6 +1,8 @@
 """One private server with pg_cron for the whole run, one template, one clone of it per test."""
 
 import itertools
+import os
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
@@ -8,10 +10,10 @@ import psycopg
 import pytest
 from psycopg import Connection
 from psycopg.rows import TupleRow
-from pytest_postgresql.janitor import DatabaseJanitor
 
 from pyscore import migrator
 from pyscore.cluster import PrivateCluster
+from tests.databases import Janitor, memory
 from tests.host_databases import HostDatabase, HostDatabases
 from tests.host_schemas import HOSTS, HostSchema
 from tests.interleave import Sessions
@@ -22,9 +24,12 @@ CRON_DATABASE = "pyscore_cron"
 TEMPLATE = "pyscore_template"
 
 SLOWEST = (
-    *("migrations", "pg_cron", "demo", "dba_guide", "wheel", "uninstall", "pytest_plugin"),
-    *("host_concurrency", "dry_run", "demo_embedded", "doctor_running", "doctor", "cli"),
-    *("migrations_concurrent", "host_alembic", "demo_community", "dump_restore"),
+    *("migrations", "pg_cron", "demo", "dba_guide", "wheel", "migrations_concurrent", "uninstall"),
+    *("pytest_plugin", "cli", "crashes", "failover", "real_concurrency", "overload", "clocks"),
+    *("random_histories", "permutations", "host_concurrency", "restore_under_load", "unseen"),
+    *("random_failures", "hostile_values", "isolation", "readme", "doctor", "plans", "dry_run"),
+    *("scoring", "host_alembic", "doctor_running", "demo_embedded", "roles", "reader_pages"),
+    *("migrations_script", "dump_restore", "schedule", "demo_community"),
 )
 """The files that take longest: begun first, so that no process is left with one at the end."""
 
@@ -37,6 +42,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip what needs pg_cron: for the servers of `make test-matrix` that have none",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the servers in memory, and what tests write themselves (tmp_path) where it was.
+
+    The processes that xdist starts inherit it; whoever sets TMPDIR has it otherwise.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    processes = config.getoption("numprocesses", None) or 1
+    if "TMPDIR" not in os.environ and (directory := memory(processes)):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        tempfile.tempdir = os.environ["TMPDIR"] = str(directory)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,7 +108,7 @@ def janitor(
     server: PrivateCluster, name: str, *, template: str | None = None, as_template: bool = False
 ) -> Generator[str]:
     """Create a database, give its address, drop it."""
-    keeper = DatabaseJanitor(
+    keeper = Janitor(
         user="postgres",
         host=str(server.host),
         port=server.port,

@@ -24,7 +24,7 @@ ELSEWHERE = {"PGHOST": "/nowhere", "PGOPTIONS": "-c no.such=setting -c work_mem=
 @contextmanager
 def temporary_directory() -> Generator[Path]:
     """A directory of the run's own for temporary files, which the server's user may enter."""
-    directory = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="d"))
     directory.chmod(0o711)
     try:
         yield directory

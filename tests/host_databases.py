@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from pyscore.cluster import PrivateCluster
 from tests.commands import call, output
 from tests.community import configure
+from tests.databases import end_sessions
 from tests.host_schemas import HostSchema
 from tests.interleave import settle
 from tests.statements import run
@@ -238,6 +239,7 @@ class HostDatabases:
         try:
             yield name
         finally:
+            end_sessions(self._admin, name)
             run(self._admin, f"drop database {name} with (force)")
 
     def _address(self, name: str, schema: HostSchema) -> str:

@@ -18,6 +18,7 @@ users.builder_score holds; halves go away from zero.
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_UP, Context, Decimal, localcontext
@@ -104,7 +105,7 @@ class Community:
 def scores(db: Connection[Any]) -> dict[Any, Score]:
     """Every user's score by id; age as of score_state.computed_at, or as of now without one."""
     community = _read(db)
-    return {person.id: _score(person, community) for person in community.people}
+    return {person.id: score_of(person, community) for person in community.people}
 
 
 def assert_all_right(db: Connection[Any]) -> None:
@@ -116,7 +117,7 @@ def assert_all_right(db: Connection[Any]) -> None:
 
     community = _read(db)
     remembered = dict(db.execute("select user_id, score from builder_score.score_state").fetchall())
-    expected = {person.id: _score(person, community).stored for person in community.people}
+    expected = {person.id: score_of(person, community).stored for person in community.people}
     stored = {person.id: person.builder_score for person in community.people}
     assert stored == expected, "users.builder_score is not what the oracle computes"
     assert remembered == expected, "score_state.score is not what the oracle computes"
@@ -127,7 +128,7 @@ def is_filled(text: str | None) -> bool:
 
 
 def is_filled_object(text: str | None) -> bool:
-    return _json_object(text) != {}
+    return json_object(text) != {}
 
 
 def count(value: object) -> Decimal:
@@ -139,7 +140,7 @@ def count(value: object) -> Decimal:
     return Decimal(0)
 
 
-def _score(person: Person, community: Community) -> Score:
+def score_of(person: Person, community: Community) -> Score:
     formula = community.formula
     owned = [project for project in community.projects if project.owner == person.id]
 
@@ -212,7 +213,7 @@ def _read(db: Connection[Any]) -> Community:
             profile={
                 field: row[field] for field in (*TEXT_FIELDS, "contact_links") if field in row
             },
-            created_at=row.get("created_at"),
+            created_at=row.get("created_at") if _is_moment(types.get("created_at")) else None,
             as_of=computed_at.get(row["id"]) or now,
             builder_score=None if row["builder_score"] is None else Decimal(row["builder_score"]),
         )
@@ -220,13 +221,15 @@ def _read(db: Connection[Any]) -> Community:
     ]
 
     star_types = _column_types(db, "projects")
-    stars_are_text = star_types.get("github_stars") == "text"
+    type_of_stars = star_types.get("github_stars", "")
     projects: list[Project] = []
     for row in _rows(db, "projects", star_types):
         stars = row.get("github_stars")
-        if stars is not None and not stars_are_text:
+        if stars is not None and type_of_stars.startswith(_NUMERIC):
             stars = Decimal(stars)
-        metrics = _json_object(row.get("impact_metrics"))
+        elif type_of_stars in ("json", "jsonb"):
+            stars = _json(stars)
+        metrics = json_object(row.get("impact_metrics"))
         projects.append(Project(row["id"], row["owner_id"], row["status"], stars, metrics))
 
     collaborations = [
@@ -256,16 +259,33 @@ def _decimals(type_name: str) -> int:
     return 0 if type_name in ("smallint", "integer", "bigint") or type_name.endswith(",0)") else 1
 
 
+_NUMERIC = ("smallint", "integer", "bigint", "numeric", "real", "double precision")
+
+
+def _is_moment(type_name: str | None) -> bool:
+    return type_name is not None and type_name.startswith(("timestamp", "date"))
+
+
 def _host_schema(db: Connection[Any]) -> str:
     return db.execute("select host_schema::text from builder_score.host").fetchall()[0][0]
 
 
 def _column_types(db: Connection[Any], table: str) -> dict[str, str]:
+    """Each column's type, domains resolved."""
     return dict(
         db.execute(
-            "select attname, format_type(atttypid, atttypmod) from pg_attribute "
-            "where attrelid = to_regclass(format('%%I.%%I', %s::text, %s::text))"
-            " and attnum > 0 and not attisdropped",
+            """
+            with recursive typed as (
+                select attname, atttypid as type_id, atttypmod as typmod from pg_attribute
+                where attrelid = to_regclass(format('%%I.%%I', %s::text, %s::text))
+                  and attnum > 0 and not attisdropped
+                union all
+                select d.attname, t.typbasetype, t.typtypmod
+                from typed as d join pg_type as t on t.oid = d.type_id where t.typtype = 'd'
+            )
+            select d.attname, format_type(d.type_id, d.typmod)
+            from typed as d join pg_type as t on t.oid = d.type_id where t.typtype <> 'd'
+            """,
             [_host_schema(db), table],
         ).fetchall()
     )
@@ -278,7 +298,7 @@ def _rows(db: Connection[Any], table: str, types: dict[str, str]) -> list[dict[s
         name = sql.Identifier(column)
         if column == "id" or column.endswith("_id"):
             return name
-        if type_name.startswith("timestamp") or type_name == "date":
+        if _is_moment(type_name):
             # Of a naive timestamp this is the moment in UTC, whatever the session's time zone.
             return sql.SQL("extract(epoch from {0}) as {0}").format(name)
         return sql.SQL("{0}::text as {0}").format(name)
@@ -291,12 +311,25 @@ def _rows(db: Connection[Any], table: str, types: dict[str, str]) -> list[dict[s
         return cursor.execute(query).fetchall()
 
 
-def _json_object(text: str | None) -> dict[str, object]:
+def json_object(text: str | None) -> dict[str, object]:
     """The JSON object, its numbers as decimals; an empty one where the text holds anything else."""
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text, parse_int=Decimal, parse_float=Decimal)
-    except ValueError:
-        return {}
+    value = _json(text)
     return cast(dict[str, object], value) if isinstance(value, dict) else {}
+
+
+def _json(text: str | None) -> object:
+    """Any JSON value, its numbers as decimals; None where the text is no JSON."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)  # people nest
+    try:
+        return json.loads(
+            text or "", parse_int=Decimal, parse_float=Decimal, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError):
+        return None
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is no JSON, whatever Python says")

@@ -1,37 +1,44 @@
-"""A hot standby of a private server, by streaming replication."""
+"""Copies of a private server: a backup of its files, and a hot standby by streaming replication."""
 
 import os
 import subprocess
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pyscore.cluster import PrivateCluster, Setting
 
 
-@contextmanager
-def standby_of(
-    primary: PrivateCluster, *, settings: Mapping[str, Setting]
-) -> Generator[PrivateCluster]:
-    """Start a standby that streams from the primary, and throw it away at the end.
+def base_backup(server: PrivateCluster, *options: str) -> Path:
+    """Copy a server's files while it runs; give the directory, for a PrivateCluster of its own.
 
-    Its files lie inside the primary's directory and go with it.
+    It lies inside the server's directory and goes with it.
     """
-    directory = primary.directory / f"standby-{os.urandom(2).hex()}"
+    directory = server.directory / f"copy-{os.urandom(2).hex()}"
     as_server: dict[str, Any] = {}
     if os.geteuid() == 0:
-        as_server = {"user": primary.data_dir.owner()}
+        as_server = {"user": server.data_dir.owner()}
     subprocess.run(
         [
-            primary.program("pg_basebackup"),
-            *("--pgdata", directory / "data", "--dbname", primary.conninfo()),
-            *("--checkpoint=fast", "--no-sync", "--write-recovery-conf"),
+            server.program("pg_basebackup"),
+            *("--pgdata", directory / "data", "--dbname", server.conninfo()),
+            *("--checkpoint=fast", "--no-sync", *options),
         ],
         check=True,
-        cwd=primary.directory,
+        cwd=server.directory,
         **as_server,
     )
-    with PrivateCluster(directory, settings=settings, tcp=False) as standby:
+    return directory
+
+
+@contextmanager
+def standby_of(
+    primary: PrivateCluster, *, settings: Mapping[str, Setting], port: int | None = None
+) -> Generator[PrivateCluster]:
+    """Start a standby that streams from the primary, and throw it away at the end."""
+    directory = base_backup(primary, "--write-recovery-conf")
+    with PrivateCluster(directory, settings=settings, port=port, tcp=False) as standby:
         try:
             yield standby
         finally:

@@ -227,6 +227,21 @@ def test_a_launcher_that_has_ended(server: PrivateCluster, app: str) -> None:
 
 
 @pytest.mark.pg_cron
+@pytest.mark.parametrize("change", ["nodename = 'db.example'", "nodeport = nodeport + 1"])
+def test_a_job_that_leads_to_the_server_where_it_was_made(
+    server: PrivateCluster, app: str, change: str
+) -> None:
+    # as after the promotion of a standby that is at another address, or a restore
+    with connect(app) as db:
+        run(db, f"update cron.job set {change}")
+    (job,) = of("job", examine(app))
+    assert job["level"] == "fail"
+    assert f"this one is at {server.host}, port {server.port}" in job["message"]
+    follow(server, app, job["remedy"])
+    assert level_of("job", examine(app)) == "ok"
+
+
+@pytest.mark.pg_cron
 def test_a_connection_that_pg_hba_refuses(server: PrivateCluster, app: str) -> None:
     hba = server.data_dir / "pg_hba.conf"
     before = hba.read_text()

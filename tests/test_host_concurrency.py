@@ -4,9 +4,7 @@ The interleavings are those of test_interleavings that matter most. The applicat
 which is all it needs: also under row level security, and where a table may be written by it alone.
 """
 
-import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -36,6 +34,7 @@ from tests.interleave import (
     settle,
     until,
 )
+from tests.load import Load
 
 SHIPPED = 10  # points of one shipped project
 VOUCH = 8  # points of the first confirmed collaboration
@@ -190,66 +189,21 @@ def test_two_workers_that_chose_the_same_user_recalculate_it_once(
 
 # many at once -------------------------------------------------------------------------------------
 
-CLIENTS, TRANSACTIONS = 4, 20
-
-
-def use_it(address: str, schema: HostSchema, seed: int, users: list[Any]) -> None:
-    """One client's transactions on people and projects that all clients share.
-
-    No two clients wait for each other in a circle by what the application does itself: a statement
-    changes one row, and each client deletes only what it has made. So any error is owed to us.
-    """
-    dice = random.Random(seed)
-    with psycopg.connect(as_application(address), autocommit=True) as db:
-        app = Application(db, schema)
-        for number in range(TRANSACTIONS):
-            one_user, other = dice.sample(users, 2)
-            mine = "select id from projects where owner_id = %s limit 1"
-            match dice.randrange(7):
-                case 0:
-                    app.start(one_user, dice.choice(("in_progress", "shipped")))
-                case 1:
-                    app.vouch(one_user, other)
-                case 2:
-                    transfer = f"update projects set owner_id = %s where id = ({mine})"
-                    app.run(transfer, other, one_user)
-                case 3:
-                    status = dice.choice(("pending", "confirmed"))
-                    app.run(
-                        "update project_collaborators set status = %s where (user_id, project_id) ="
-                        " (select user_id, project_id from project_collaborators"
-                        "  where user_id = %s limit 1)",
-                        *(status, one_user),
-                    )
-                case 4:
-                    app.run(SHIP.replace("= %s", f"= ({mine})"), one_user)
-                case 5:
-                    app.run("update users set builder_score = 50 where id = %s", one_user)
-                case _:
-                    with db.transaction():
-                        guest = app.sign_up(f"guest {seed} {number}")
-                        project = app.vouch(one_user, guest)
-                        app.vouch(guest, one_user)
-                    app.run("delete from projects where id = %s", project)
-                    app.run("delete from users where id = %s", guest)
-
 
 def test_many_clients_beside_two_workers_see_no_error_and_lose_nothing(
     host: HostDatabase, sessions: Sessions
 ) -> None:
+    """All lock in one order, so alone they see none. Other loads: test_real_concurrency."""
     app, db = host.app, host.db
-    users = [app.sign_up(f"user{number}") for number in range(6)]
     resident, other = sessions("resident"), sessions("other")
     resident.start(WORKER)
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        running = [
-            threads.submit(use_it, host.address, host.schema, seed, users)
-            for seed in range(CLIENTS)
-        ]
-        while not all(client.done() for client in running):
+    address = as_application(host.address)
+    with Load(address, host.schema, clients=4, seed=1, transactions=20) as load:
+        while load.running:
             other.run("call builder_score.drain()")
-        for client in running:
-            client.result()
+        load.finish()
+    assert not load.errors
+    load.assert_kept(db)
     app.run("update users set builder_score = 50")
     until(lambda: queue(db) == [], "the resident worker has done what was left")
     db.execute("update builder_score.settings set paused = true")
@@ -259,7 +213,60 @@ def test_many_clients_beside_two_workers_see_no_error_and_lose_nothing(
     assert_right(db)
     assert one(db, "select last_error from builder_score.health") is None
     by_resident = "select recalculated from builder_score.worker_status where worker = 'resident'"
-    assert one(db, by_resident) >= len(users)
+    assert one(db, by_resident) >= len(load.users)
+
+
+# What a trigger of the host's on users may wait for, and how somebody holds it.
+WAITS_FOR = {
+    "an advisory lock": ("perform pg_advisory_xact_lock(11)", "select pg_advisory_xact_lock(11)"),
+    "a row": ("update tally set n = n + 1", "update tally set n = 0"),
+    "a table": ("perform from tally", "lock table tally in access exclusive mode"),
+}
+
+
+@pytest.mark.parametrize("what", WAITS_FOR)
+def test_a_trigger_of_the_hosts_that_waits_meets_the_workers_lock_timeout(
+    host: HostDatabase, sessions: Sessions, what: str
+) -> None:
+    wait, hold = WAITS_FOR[what]
+    app, db = host.app, host.db
+    held, free = app.sign_up("held"), [app.sign_up(f"free{number}") for number in range(3)]
+    settle(db)
+    db.execute("update builder_score.settings set lock_timeout = '50 ms'")
+    run(
+        db,
+        f"""
+        create table tally (n integer);
+        insert into tally values (0);
+        grant select, update on tally to public;
+        create function waits() returns trigger language plpgsql as $$
+        begin
+            if new.username = 'held' then
+                {wait};
+            end if;
+            return new;
+        end $$;
+        create trigger waits before update on users for each row execute function waits();
+        """,
+    )
+    for user in (held, *free):
+        app.start(user, "shipped")
+    holder, worker = sessions("holder"), sessions("worker")
+    holder.run("begin")
+    holder.run(hold)
+    worker.run("call builder_score.drain()")  # and not only when the holder lets go
+
+    assert [score(db, user) for user in (held, *free)] == [0, SHIPPED, SHIPPED, SHIPPED]
+    assert {row[0] for row in queue(db)} == {held}
+    assert one(db, "select last_error from builder_score.health").startswith("55P03")
+    failures = "select sum(failed) from builder_score.worker_status"
+    attempts = "select coalesce(sum(attempts), 0) from builder_score.score_state"
+    assert (one(db, failures), one(db, attempts)) == (0, 0)
+
+    holder.run("commit")
+    settle(db)
+    assert score(db, held) == SHIPPED
+    assert_right(db)
 
 
 # uninstalling while it runs -----------------------------------------------------------------------

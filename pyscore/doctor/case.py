@@ -218,7 +218,8 @@ class Case:
         if self.cron is None:
             return []
         return self.cron.execute(
-            "select j.jobid, j.jobname, j.schedule, j.command, j.username, j.active"
+            "select j.jobid, j.jobname, j.schedule, j.command, j.username, j.active,"
+            " j.nodename, j.nodeport"
             " from cron.job as j where j.database = %s"
             # scheduled from elsewhere they bear the database's name too
             " and j.jobname ~ '^builder-score-worker(-at-start)?(@|$)' order by j.jobid",

@@ -64,6 +64,10 @@ _RUNS = """
 
 _WHERE_FROM = """
     select max(setting) filter (where name = 'cron.host') as host,
+           max(setting) filter (where name = 'port')::integer as port,
+           -- as workers of the server's its runs connect to nothing
+           coalesce(max(setting) filter (where name = 'cron.use_background_workers'), 'off') = 'off'
+               as connects,
            max(setting) filter (where name = 'hba_file') as hba_file,
            max(setting) filter (where name = 'max_worker_processes') as workers
     from pg_settings
@@ -262,6 +266,7 @@ def _jobs(case: Case, jobs: list[dict[str, Any]], schedule: list[str]) -> Iterat
                     f"command => '{COMMAND}');",
                 ),
             )
+    yield from _addresses(case, active)
     for job in active[1:]:
         yield warn(
             f"there is a second job, {job['jobname']} (as {job['username']}), which does nothing",
@@ -277,6 +282,33 @@ def _jobs(case: Case, jobs: list[dict[str, Any]], schedule: list[str]) -> Iterat
         yield from _job_role(
             case, name, [job["jobid"] for job in case.jobs if job["username"] == name]
         )
+
+
+def _addresses(case: Case, jobs: list[dict[str, Any]]) -> Iterator[Verdict]:
+    """Look whether jobs lead to this server: they keep the address at which they were made."""
+    assert case.cron is not None
+    here = case.cron.execute(_WHERE_FROM).fetchone()
+    assert here is not None
+    if not here["connects"]:
+        return
+    for job in jobs:
+        host, port = job["nodename"], job["nodeport"]
+        # cron.host may be seen by few
+        if port != here["port"] or here["host"] not in (None, host):
+            yield fail(
+                f"job {job['jobname']} (as {job['username']}) connects to {host}, port {port}, "
+                f"as on the server where it was made; this one is at "
+                f"{here['host'] or host}, port {here['port']}",
+                *_there(
+                    case,
+                    *(
+                        f"SELECT cron.unschedule({other['jobid']});"
+                        for other in case.jobs
+                        if other["username"] == job["username"]
+                    ),
+                ),
+                *_schedule(case),
+            )
 
 
 def _job_role(case: Case, name: str, jobs: list[int]) -> Iterator[Verdict]:
