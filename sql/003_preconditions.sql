@@ -30,9 +30,17 @@ begin
                   hint = 'Add what is missing, or a generated column of that name, then migrate again.';
     end if;
 
-    select format_type(coalesce(nullif(y.typbasetype, 0), y.oid), null) into v_type
-    from pg_attribute as a join pg_type as y on y.oid = a.atttypid
-    where a.attrelid = to_regclass(format('%I.users', v_schema)) and a.attname = 'builder_score' and not a.attisdropped;
+    with recursive typed(type_id) as (
+        select a.atttypid
+        from pg_attribute as a
+        where a.attrelid = to_regclass(format('%I.users', v_schema)) and a.attname = 'builder_score' and not a.attisdropped
+        union all
+        -- a domain over a domain
+        select y.typbasetype from typed as d join pg_type as y on y.oid = d.type_id where y.typtype = 'd'
+    )
+    select format_type(d.type_id, null) into v_type
+    from typed as d join pg_type as y on y.oid = d.type_id
+    where y.typtype <> 'd';
     if v_type not in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then
         raise exception 'users.builder_score has type %', v_type
             using errcode = 'datatype_mismatch',

@@ -537,6 +537,12 @@ BROKEN = {
         delete from builder_score.score_recalc_queue;
         select pg_stat_force_next_flush()""",
     ),
+    "a worker that waits for longer than a deadlock takes": Broken(
+        "lock_timeout",
+        "warn",
+        "waits 600 ms for a lock, and deadlock_timeout is 1s",
+        "update builder_score.settings set lock_timeout = '0.6 seconds'",
+    ),
     "a publication of everything": Broken(
         "publications",
         "warn",

@@ -53,6 +53,7 @@ INSTALLED: dict[str, Check] = {
     "heartbeat": running.heartbeat,
     "dead letters": running.dead_letters,
     "queue": running.queue,
+    "lock_timeout": running.lock_timeout,
     "xmin": running.xmin,
     "publications": replication.publications,
     "subscriptions": replication.subscriptions,

@@ -51,6 +51,12 @@ _PREPARED = """
     order by p.prepared
 """
 
+_PATIENCE = """
+    select s.lock_timeout, current_setting('deadlock_timeout') as deadlock_timeout,
+           current_setting('deadlock_timeout')::interval as looks
+    from builder_score.settings as s
+"""
+
 # A slot that nobody uses keeps what it needs for ever: that is worth a line at any age.
 _SLOTS = """
     select s.slot_name, quote_literal(s.slot_name) as quoted
@@ -144,6 +150,26 @@ def queue(case: Case) -> Iterator[Verdict]:
         )
     if fine:
         yield ok(f"{found['live']:,} rows, {found['dead']:,} dead")
+
+
+def lock_timeout(case: Case) -> Iterator[Verdict]:
+    """Look whether the worker lets go before an application that waits for it sees a deadlock."""
+    found = case.row(_PATIENCE)
+    patience: timedelta = found["lock_timeout"]
+    said = f"a batch waits {_milliseconds(patience)} ms for a lock"
+    if patience > found["looks"] / 2:
+        enough = found["looks"] / 4
+        yield warn(
+            f"{said}, and deadlock_timeout is {found['deadlock_timeout']}: where a trigger on "
+            "users waits for the application, it may be the application that a deadlock ends",
+            f"UPDATE builder_score.settings SET lock_timeout = '{_milliseconds(enough)} ms';",
+        )
+    else:
+        yield ok(said)
+
+
+def _milliseconds(time: timedelta) -> str:
+    return f"{time / timedelta(milliseconds=1):g}"
 
 
 def xmin(case: Case) -> Iterator[Verdict]:
