@@ -165,6 +165,7 @@ create table builder_score.host (
     attached_at timestamptz,
     refreshed_at timestamptz not null default clock_timestamp(),
     walk_again_after xid8,
+    clock_set_back boolean not null default false,
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -177,6 +178,7 @@ comment on column builder_score.host.attached_at is 'When attach() last ran; nul
 comment on column builder_score.host.refreshed_at is 'When ageing accounts were last enqueued.';
 comment on column builder_score.host.walk_again_after is
     'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
+comment on column builder_score.host.clock_set_back is 'The clock was set back: what waits by the old one is to be brought forward.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)

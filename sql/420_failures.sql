@@ -42,51 +42,101 @@ $function$;
 comment on function builder_score.longest_delay() is
     'The longest that a row is ever put off: one that waits for longer is from before the clock was set back.';
 
-create function builder_score.bring_forward(until timestamptz, max_rows integer) returns bigint
-language plpgsql security definer
+create function builder_score.rows_beyond(until timestamptz, max_rows integer)
+returns table (id bigint, enqueued_at timestamptz)
+language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_bitmapscan = off
 set enable_seqscan = off
 as $function$
+-- reads: score_recalc_queue
+-- writes: nothing
+-- Five ends of indexes, where as a rule there is nothing.
+    select r.id, r.enqueued_at
+    from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+    cross join lateral (
+        select q.id, q.enqueued_at from builder_score.score_recalc_queue as q
+        where q.priority = p.priority and q.not_before > rows_beyond.until and q.user_id is not null
+        order by q.not_before desc
+        limit rows_beyond.max_rows
+    ) as r
+    union all
+    (select q.id, q.enqueued_at from builder_score.score_recalc_queue as q
+     where q.project_id is not null and q.not_before > rows_beyond.until
+     order by q.not_before desc
+     limit rows_beyond.max_rows)
+    union all
+    (select q.id, q.enqueued_at from builder_score.score_recalc_queue as q
+     where q.user_id is null and q.project_id is null and q.not_before > rows_beyond.until
+     order by q.not_before desc
+     limit rows_beyond.max_rows);
+$function$;
+
+comment on function builder_score.rows_beyond(timestamptz, integer) is
+    'Queue rows that wait beyond a moment, those that wait for longest, some of each kind and priority.';
+
+create function builder_score.clock_was_set_back() returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host, worker_status, score_recalc_queue
+-- writes: host
+-- A row that somebody has put off by hand is no evidence: a heartbeat from the future is, or a row that was appended
+-- there. A second's slack, because clocks are corrected by little all the time, and then nothing waits for long.
+declare
+    v_now constant timestamptz := clock_timestamp() + interval '1 second';
+begin
+    if (select h.clock_set_back from builder_score.host as h) then
+        return true;
+    end if;
+    if exists (select from builder_score.worker_status as w where w.heartbeat_at > v_now)
+       or exists (select from builder_score.rows_beyond(v_now + builder_score.longest_delay(), 1) as r where r.enqueued_at > v_now) then
+        update builder_score.host set clock_set_back = true;
+        return true;
+    end if;
+    return false;
+end
+$function$;
+
+comment on function builder_score.clock_was_set_back() is
+    'Whether the clock was set back, and rows that wait by the old one may be left.';
+
+create function builder_score.bring_forward(until timestamptz, max_rows integer) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
 -- reads: nothing
--- writes: score_recalc_queue
--- Where the clock was not set back this looks at five ends of indexes, and finds nothing.
+-- writes: score_recalc_queue, score_state, host, worker_status
 declare
     v_count bigint;
 begin
+    update builder_score.score_state as s
+    set retry_at = clock_timestamp()
+    where s.user_id = any(array(
+        select c.user_id from builder_score.score_state as c
+        where c.retry_at > bring_forward.until
+        for update skip locked
+    ));
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp()
     where q.id = any(array(
-        select r.id
-        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
-        cross join lateral (
-            select c.id from builder_score.score_recalc_queue as c
-            where c.priority = p.priority and c.not_before > bring_forward.until and c.user_id is not null
-            order by c.not_before desc
-            limit bring_forward.max_rows
-            for update skip locked
-        ) as r
-        union all
-        select r.id
-        from (select c.id from builder_score.score_recalc_queue as c
-              where c.project_id is not null and c.not_before > bring_forward.until
-              limit bring_forward.max_rows
-              for update skip locked) as r
-        union all
-        select r.id
-        from (select c.id from builder_score.score_recalc_queue as c
-              where c.user_id is null and c.project_id is null and c.not_before > bring_forward.until
-              limit bring_forward.max_rows
-              for update skip locked) as r
+        select c.id from builder_score.score_recalc_queue as c
+        where c.id = any(array(select r.id from builder_score.rows_beyond(bring_forward.until, bring_forward.max_rows) as r))
+        for update skip locked
     ));
     get diagnostics v_count = row_count;
+    -- those in somebody's hands may come back as they were
+    if not exists (select from builder_score.rows_beyond(bring_forward.until, 1)) then
+        update builder_score.host set clock_set_back = false;
+        update builder_score.worker_status as w set heartbeat_at = null where w.heartbeat_at > clock_timestamp();
+    end if;
     return v_count;
 end
 $function$;
 
 comment on function builder_score.bring_forward(timestamptz, integer) is
-    'Makes due what was appended, or put off, before the clock was set back, and would wait beyond the given moment. Returns how many rows.';
+    'After the clock was set back: makes due what would wait for longer than anything is ever put off. Returns how many rows.';
 
 create function builder_score.defer_held_rows(row_users builder_score.user_id[], due timestamptz[], row_ids bigint[])
 returns void

@@ -8,7 +8,8 @@ create function builder_score.run_batch(
     out changed integer,
     out failed integer,
     out resume_at timestamptz,
-    out trouble text
+    out trouble text,
+    out exhausted boolean
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -19,6 +20,7 @@ as $function$
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
+-- exhausted: whether it looked at all that was due, and not at a batch's worth of it
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
@@ -48,6 +50,7 @@ begin
     recalculated := 0;
     changed := 0;
     failed := 0;
+    exhausted := true;
 
     <<protected>>
     begin
@@ -55,8 +58,11 @@ begin
 
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
-        chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+        if builder_score.clock_was_set_back() then
+            chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+        end if;
         chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
+        exhausted := chosen < 20 * v_settings.batch_size;
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
@@ -64,6 +70,7 @@ begin
         end;
         loop
             v_due := builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over);
+            exhausted := exhausted and cardinality(v_due) < v_settings.batch_size;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
@@ -87,9 +94,9 @@ begin
                    p.present is not null as present,
                    greatest(
                        q.not_before,
-                       -- a window that opened in the future, or a longer wait than any: the clock was set back
+                       -- a window that opened in the future: the clock was set back
                        case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_window end,
-                       case when s.retry_at <= v_longest then s.retry_at end
+                       s.retry_at
                    ) as due,
                    q.row_ids
             from unnest(v_due) as c(user_id)

@@ -31,6 +31,7 @@ begin
         return false;
     end if;
     perform set_config('synchronous_commit', 'off', true);
+    perform builder_score.clock_was_set_back();     -- before the heartbeat that tells it is written anew
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
@@ -201,6 +202,7 @@ create function builder_score.run_round(
     out chosen integer,
     out resume_at timestamptz,
     out trouble text,
+    out exhausted boolean,
     out nap double precision
 ) returns record
 language plpgsql security definer
@@ -213,7 +215,7 @@ begin
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
         raise exception 'builder_score: paused or detached' using errcode = 'BS001';
     end if;
-    select b.chosen, b.resume_at, b.trouble into chosen, resume_at, trouble
+    select b.chosen, b.resume_at, b.trouble, b.exhausted into chosen, resume_at, trouble, exhausted
     from builder_score.run_batch(worker) as b;
     if chosen = 0 and worker = 'resident' then
         perform builder_score.beat(worker);
@@ -234,6 +236,7 @@ as $procedure$
 -- writes: what run_round() writes
 declare
     v_round record;
+    v_looks integer := 0;
 begin
     -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
     -- The first one ends the transaction of the call itself, which may be at any isolation level; in a
@@ -262,8 +265,12 @@ begin
             raise warning 'builder_score: nothing is processed: %', v_round.trouble
                 using hint = 'Nothing is lost; CALL builder_score.drain() again.';
         end if;
+        -- Not until nothing is due: on a busy host there is always something, if only to be put off. Two looks in a row
+        -- that took in all there was have seen what was due at the start.
+        v_looks := case when v_round.exhausted then v_looks operator(pg_catalog.+) 1 else 0 end;
+        exit when v_round.resume_at is null
+            and (v_round.chosen operator(pg_catalog.=) 0 or v_looks operator(pg_catalog.>=) 2);
         if v_round.chosen operator(pg_catalog.=) 0 then
-            exit when v_round.resume_at is null;
             perform pg_catalog.pg_sleep(v_round.nap);
         end if;
     end loop;

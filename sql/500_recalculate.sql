@@ -129,8 +129,8 @@ as $function$
            )
     from (select waiting.*, min(waiting.priority) over () = 0 as forced from waiting) as w
     left join (
-        -- as run_batch() takes them where the clock was set back
-        select case when s.retry_at <= clock_timestamp() + builder_score.longest_delay() then s.retry_at end as retry_at,
+        -- as run_batch() takes it
+        select s.retry_at,
                case when s.computed_at <= clock_timestamp()
                     then s.computed_at + make_interval(secs => extract(epoch from g.debounce_window)::double precision) end as window_end
         from builder_score.score_state as s

@@ -8,8 +8,9 @@ import pytest
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from tests.community import add_project, add_user, configure, drain, one, score
-from tests.interleave import Sessions, assert_right, settle
+from tests.community import add_project, add_user, configure, drain, one, queue, score
+from tests.interleave import Sessions, assert_right, close_windows, settle
+from tests.statements import run
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +163,34 @@ def test_an_operator_sees_health_beside_pg_cron_and_may_run_the_worker(
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             operator.execute(forbidden.encode())
+
+
+def test_a_drain_ends_although_there_is_always_something_to_put_off(db: Connection[Any]) -> None:
+    # people whose windows are open, on a host that goes on writing them
+    configure(db, debounce_window="5 minutes")
+    user = add_user(db, "ada", bio="bio")
+    drain(db)
+    run(
+        db,
+        f"""
+        create function write_again() returns trigger language plpgsql as $$
+        begin
+            perform builder_score.enqueue('{user}');
+            return null;
+        end $$;
+        create trigger write_again after insert on builder_score.score_recalc_queue
+            for each row when (new.not_before > new.enqueued_at + interval '1 minute')
+            execute function write_again();
+        set statement_timeout = '20s';
+        """,
+    )
+    db.execute("select builder_score.enqueue(%s)", [user])
+    drain(db)
+    assert len(queue(db)) == 2, "one that is put off, and one that came meanwhile"
+    db.execute("drop trigger write_again on builder_score.score_recalc_queue")
+    close_windows(db)
+    drain(db)
+    assert_right(db)
 
 
 def test_a_walk_that_cannot_go_on_keeps_no_event_waiting(db: Connection[Any]) -> None:

@@ -858,6 +858,7 @@ create table builder_score.host (
     attached_at timestamptz,
     refreshed_at timestamptz not null default clock_timestamp(),
     walk_again_after xid8,
+    clock_set_back boolean not null default false,
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -870,6 +871,7 @@ comment on column builder_score.host.attached_at is 'When attach() last ran; nul
 comment on column builder_score.host.refreshed_at is 'When ageing accounts were last enqueued.';
 comment on column builder_score.host.walk_again_after is
     'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
+comment on column builder_score.host.clock_set_back is 'The clock was set back: what waits by the old one is to be brought forward.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)
@@ -2110,51 +2112,101 @@ $function$;
 comment on function builder_score.longest_delay() is
     'The longest that a row is ever put off: one that waits for longer is from before the clock was set back.';
 
-create function builder_score.bring_forward(until timestamptz, max_rows integer) returns bigint
-language plpgsql security definer
+create function builder_score.rows_beyond(until timestamptz, max_rows integer)
+returns table (id bigint, enqueued_at timestamptz)
+language sql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_bitmapscan = off
 set enable_seqscan = off
 as $function$
+-- reads: score_recalc_queue
+-- writes: nothing
+-- Five ends of indexes, where as a rule there is nothing.
+    select r.id, r.enqueued_at
+    from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+    cross join lateral (
+        select q.id, q.enqueued_at from builder_score.score_recalc_queue as q
+        where q.priority = p.priority and q.not_before > rows_beyond.until and q.user_id is not null
+        order by q.not_before desc
+        limit rows_beyond.max_rows
+    ) as r
+    union all
+    (select q.id, q.enqueued_at from builder_score.score_recalc_queue as q
+     where q.project_id is not null and q.not_before > rows_beyond.until
+     order by q.not_before desc
+     limit rows_beyond.max_rows)
+    union all
+    (select q.id, q.enqueued_at from builder_score.score_recalc_queue as q
+     where q.user_id is null and q.project_id is null and q.not_before > rows_beyond.until
+     order by q.not_before desc
+     limit rows_beyond.max_rows);
+$function$;
+
+comment on function builder_score.rows_beyond(timestamptz, integer) is
+    'Queue rows that wait beyond a moment, those that wait for longest, some of each kind and priority.';
+
+create function builder_score.clock_was_set_back() returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host, worker_status, score_recalc_queue
+-- writes: host
+-- A row that somebody has put off by hand is no evidence: a heartbeat from the future is, or a row that was appended
+-- there. A second's slack, because clocks are corrected by little all the time, and then nothing waits for long.
+declare
+    v_now constant timestamptz := clock_timestamp() + interval '1 second';
+begin
+    if (select h.clock_set_back from builder_score.host as h) then
+        return true;
+    end if;
+    if exists (select from builder_score.worker_status as w where w.heartbeat_at > v_now)
+       or exists (select from builder_score.rows_beyond(v_now + builder_score.longest_delay(), 1) as r where r.enqueued_at > v_now) then
+        update builder_score.host set clock_set_back = true;
+        return true;
+    end if;
+    return false;
+end
+$function$;
+
+comment on function builder_score.clock_was_set_back() is
+    'Whether the clock was set back, and rows that wait by the old one may be left.';
+
+create function builder_score.bring_forward(until timestamptz, max_rows integer) returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
 -- reads: nothing
--- writes: score_recalc_queue
--- Where the clock was not set back this looks at five ends of indexes, and finds nothing.
+-- writes: score_recalc_queue, score_state, host, worker_status
 declare
     v_count bigint;
 begin
+    update builder_score.score_state as s
+    set retry_at = clock_timestamp()
+    where s.user_id = any(array(
+        select c.user_id from builder_score.score_state as c
+        where c.retry_at > bring_forward.until
+        for update skip locked
+    ));
     update builder_score.score_recalc_queue as q
     set not_before = clock_timestamp()
     where q.id = any(array(
-        select r.id
-        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
-        cross join lateral (
-            select c.id from builder_score.score_recalc_queue as c
-            where c.priority = p.priority and c.not_before > bring_forward.until and c.user_id is not null
-            order by c.not_before desc
-            limit bring_forward.max_rows
-            for update skip locked
-        ) as r
-        union all
-        select r.id
-        from (select c.id from builder_score.score_recalc_queue as c
-              where c.project_id is not null and c.not_before > bring_forward.until
-              limit bring_forward.max_rows
-              for update skip locked) as r
-        union all
-        select r.id
-        from (select c.id from builder_score.score_recalc_queue as c
-              where c.user_id is null and c.project_id is null and c.not_before > bring_forward.until
-              limit bring_forward.max_rows
-              for update skip locked) as r
+        select c.id from builder_score.score_recalc_queue as c
+        where c.id = any(array(select r.id from builder_score.rows_beyond(bring_forward.until, bring_forward.max_rows) as r))
+        for update skip locked
     ));
     get diagnostics v_count = row_count;
+    -- those in somebody's hands may come back as they were
+    if not exists (select from builder_score.rows_beyond(bring_forward.until, 1)) then
+        update builder_score.host set clock_set_back = false;
+        update builder_score.worker_status as w set heartbeat_at = null where w.heartbeat_at > clock_timestamp();
+    end if;
     return v_count;
 end
 $function$;
 
 comment on function builder_score.bring_forward(timestamptz, integer) is
-    'Makes due what was appended, or put off, before the clock was set back, and would wait beyond the given moment. Returns how many rows.';
+    'After the clock was set back: makes due what would wait for longer than anything is ever put off. Returns how many rows.';
 
 create function builder_score.defer_held_rows(row_users builder_score.user_id[], due timestamptz[], row_ids bigint[])
 returns void
@@ -2451,7 +2503,8 @@ create function builder_score.run_batch(
     out changed integer,
     out failed integer,
     out resume_at timestamptz,
-    out trouble text
+    out trouble text,
+    out exhausted boolean
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -2462,6 +2515,7 @@ as $function$
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
+-- exhausted: whether it looked at all that was due, and not at a batch's worth of it
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
@@ -2491,6 +2545,7 @@ begin
     recalculated := 0;
     changed := 0;
     failed := 0;
+    exhausted := true;
 
     <<protected>>
     begin
@@ -2498,8 +2553,11 @@ begin
 
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
-        chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+        if builder_score.clock_was_set_back() then
+            chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+        end if;
         chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
+        exhausted := chosen < 20 * v_settings.batch_size;
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
@@ -2507,6 +2565,7 @@ begin
         end;
         loop
             v_due := builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over);
+            exhausted := exhausted and cardinality(v_due) < v_settings.batch_size;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
@@ -2530,9 +2589,9 @@ begin
                    p.present is not null as present,
                    greatest(
                        q.not_before,
-                       -- a window that opened in the future, or a longer wait than any: the clock was set back
+                       -- a window that opened in the future: the clock was set back
                        case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_window end,
-                       case when s.retry_at <= v_longest then s.retry_at end
+                       s.retry_at
                    ) as due,
                    q.row_ids
             from unnest(v_due) as c(user_id)
@@ -2684,6 +2743,7 @@ begin
         return false;
     end if;
     perform set_config('synchronous_commit', 'off', true);
+    perform builder_score.clock_was_set_back();     -- before the heartbeat that tells it is written anew
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
@@ -2854,6 +2914,7 @@ create function builder_score.run_round(
     out chosen integer,
     out resume_at timestamptz,
     out trouble text,
+    out exhausted boolean,
     out nap double precision
 ) returns record
 language plpgsql security definer
@@ -2866,7 +2927,7 @@ begin
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
         raise exception 'builder_score: paused or detached' using errcode = 'BS001';
     end if;
-    select b.chosen, b.resume_at, b.trouble into chosen, resume_at, trouble
+    select b.chosen, b.resume_at, b.trouble, b.exhausted into chosen, resume_at, trouble, exhausted
     from builder_score.run_batch(worker) as b;
     if chosen = 0 and worker = 'resident' then
         perform builder_score.beat(worker);
@@ -2887,6 +2948,7 @@ as $procedure$
 -- writes: what run_round() writes
 declare
     v_round record;
+    v_looks integer := 0;
 begin
     -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
     -- The first one ends the transaction of the call itself, which may be at any isolation level; in a
@@ -2915,8 +2977,12 @@ begin
             raise warning 'builder_score: nothing is processed: %', v_round.trouble
                 using hint = 'Nothing is lost; CALL builder_score.drain() again.';
         end if;
+        -- Not until nothing is due: on a busy host there is always something, if only to be put off. Two looks in a row
+        -- that took in all there was have seen what was due at the start.
+        v_looks := case when v_round.exhausted then v_looks operator(pg_catalog.+) 1 else 0 end;
+        exit when v_round.resume_at is null
+            and (v_round.chosen operator(pg_catalog.=) 0 or v_looks operator(pg_catalog.>=) 2);
         if v_round.chosen operator(pg_catalog.=) 0 then
-            exit when v_round.resume_at is null;
             perform pg_catalog.pg_sleep(v_round.nap);
         end if;
     end loop;
@@ -3161,8 +3227,8 @@ as $function$
            )
     from (select waiting.*, min(waiting.priority) over () = 0 as forced from waiting) as w
     left join (
-        -- as run_batch() takes them where the clock was set back
-        select case when s.retry_at <= clock_timestamp() + builder_score.longest_delay() then s.retry_at end as retry_at,
+        -- as run_batch() takes it
+        select s.retry_at,
                case when s.computed_at <= clock_timestamp()
                     then s.computed_at + make_interval(secs => extract(epoch from g.debounce_window)::double precision) end as window_end
         from builder_score.score_state as s

@@ -181,7 +181,10 @@ class Case:
     def heartbeat(self) -> dict[str, Any]:
         """Whether paused, and how long nothing was heard of the resident worker; None: never."""
         return self.row(
-            "select s.paused, s.paused_reason, clock_timestamp() - w.heartbeat_at as silent,"
+            "select s.paused, s.paused_reason,"
+            # one from the future is from before the clock was set back
+            " greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp())"
+            " as silent,"
             " w.run_by is not distinct from 'pg_cron' as by_pg_cron"
             " from builder_score.settings as s"
             " left join builder_score.worker_status as w on w.worker = 'resident'"
