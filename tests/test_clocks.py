@@ -167,6 +167,40 @@ def test_a_jump_in_a_backoff_delays_the_next_attempt_by_a_window_at_most(
     assert one(db, "select max(attempts) from builder_score.score_state") == 0
 
 
+def test_a_backoff_from_an_hour_ahead_is_known_by_the_heartbeat_of_that_hour(
+    clock: Clock, db: Connection[Any]
+) -> None:
+    # the row itself is from before the clock was put forward: nothing about it is from the future
+    poison(db)
+    user = add_user(db, "eve", bio="bio")
+    clock.move(60 * MINUTE)
+    drain(db)
+    clock.move(-60 * MINUTE)
+    db.execute("drop trigger poison on users")
+    drain_without_spinning(db)
+    clock.move(5 * MINUTE)
+    drain_without_spinning(db)
+    assert score(db, user) == 3
+    assert_right(db)
+
+
+def test_what_somebody_put_off_by_hand_stays_put_off_once_a_jump_is_over(
+    clock: Clock, db: Connection[Any], sessions: Sessions
+) -> None:
+    user = add_user(db, "ann", bio="bio")
+    clock.move(60 * MINUTE)
+    sessions("resident").run("call builder_score.run_worker('0')")
+    clock.move(-60 * MINUTE)
+    drain(db)
+    assert score(db, user) == 3
+    db.execute("select builder_score.enqueue(%s)", [user])
+    db.execute("update builder_score.score_recalc_queue set not_before = now() + '1 year'::interval")
+    clock.move(60 * MINUTE)
+    drain(db)
+    assert len(queue(db)) == 1
+    assert one(db, "select not_before > now() + '1 day' from builder_score.score_recalc_queue")
+
+
 def a_community_with_a_poison_user(db: Connection[Any]) -> list[UUID]:
     people = [add_user(db, name) for name in ("ann", "eve")]
     for person in people:
