@@ -4,43 +4,45 @@
 create function builder_score.choose_due(
     batch_size integer,
     batch_number bigint,
-    passed_over builder_score.user_id[] default '{}'
-) returns builder_score.user_id[]
+    passed_over builder_score.user_id[],
+    out user_ids builder_score.user_id[],
+    out all_of_them boolean
+) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
+-- all_of_them: whether no due row was left out
 declare
     v_now constant timestamptz := clock_timestamp();
     -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
     -- holds when a batch has fewer than ten places.
     v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
 begin
-    return (
-        with due as (
-            select q.*
-            from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
-            cross join lateral (
-                select q.id, q.user_id, q.priority, q.not_before
-                from builder_score.score_recalc_queue as q
-                where q.priority = p.priority
-                  and q.not_before <= v_now
-                  and q.user_id is not null
-                  and q.user_id <> all(passed_over)
-                order by q.not_before
-                limit batch_size
-            ) as q
-        ),
-        chosen as (
-            select d.user_id
-            from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
-            order by d.among_oldest desc, d.priority, d.not_before
+    with due as (
+        select q.*
+        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        cross join lateral (
+            select q.id, q.user_id, q.priority, q.not_before
+            from builder_score.score_recalc_queue as q
+            where q.priority = p.priority
+              and q.not_before <= v_now
+              and q.user_id is not null
+              and q.user_id <> all(passed_over)
+            order by q.not_before
             limit batch_size
-        )
-        select coalesce(array_agg(distinct c.user_id), '{}') from chosen as c
-    );
+        ) as q
+    ),
+    chosen as (
+        select d.user_id
+        from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
+        order by d.among_oldest desc, d.priority, d.not_before
+        limit batch_size
+    )
+    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size into user_ids, all_of_them
+    from chosen as c;
 end
 $function$;
 

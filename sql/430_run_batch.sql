@@ -20,7 +20,7 @@ as $function$
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
--- exhausted: whether it looked at all that was due, and not at a batch's worth of it
+-- exhausted: whether it looked at all that was due, and not only at a batch's worth of it
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
@@ -69,8 +69,8 @@ begin
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
         loop
-            v_due := builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over);
-            exhausted := exhausted and cardinality(v_due) < v_settings.batch_size;
+            select c.user_ids, exhausted and c.all_of_them into v_due, exhausted
+            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over) as c;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;

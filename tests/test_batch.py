@@ -395,6 +395,17 @@ def test_drain_does_nothing_when_detached(db: Connection[Any]) -> None:
     assert_right(db)
 
 
+def test_drain_does_not_take_a_batch_of_few_people_for_the_end(db: Connection[Any]) -> None:
+    configure(db, batch_size=3)
+    people = [add_user(db, name) for name in ("ann", "bob", "cid", "dee")]
+    drain(db)
+    for user in people:
+        for _ in range(4):
+            db.execute("select builder_score.enqueue(%s)", [user])
+    drain(db)
+    assert queue(db) == []
+
+
 def test_drain_on_an_empty_queue_returns(db: Connection[Any]) -> None:
     drain(db)
     assert_right(db)

@@ -1807,43 +1807,45 @@ comment on function builder_score.refresh_ages() is
 create function builder_score.choose_due(
     batch_size integer,
     batch_number bigint,
-    passed_over builder_score.user_id[] default '{}'
-) returns builder_score.user_id[]
+    passed_over builder_score.user_id[],
+    out user_ids builder_score.user_id[],
+    out all_of_them boolean
+) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
+-- all_of_them: whether no due row was left out
 declare
     v_now constant timestamptz := clock_timestamp();
     -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
     -- holds when a batch has fewer than ten places.
     v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
 begin
-    return (
-        with due as (
-            select q.*
-            from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
-            cross join lateral (
-                select q.id, q.user_id, q.priority, q.not_before
-                from builder_score.score_recalc_queue as q
-                where q.priority = p.priority
-                  and q.not_before <= v_now
-                  and q.user_id is not null
-                  and q.user_id <> all(passed_over)
-                order by q.not_before
-                limit batch_size
-            ) as q
-        ),
-        chosen as (
-            select d.user_id
-            from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
-            order by d.among_oldest desc, d.priority, d.not_before
+    with due as (
+        select q.*
+        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        cross join lateral (
+            select q.id, q.user_id, q.priority, q.not_before
+            from builder_score.score_recalc_queue as q
+            where q.priority = p.priority
+              and q.not_before <= v_now
+              and q.user_id is not null
+              and q.user_id <> all(passed_over)
+            order by q.not_before
             limit batch_size
-        )
-        select coalesce(array_agg(distinct c.user_id), '{}') from chosen as c
-    );
+        ) as q
+    ),
+    chosen as (
+        select d.user_id
+        from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
+        order by d.among_oldest desc, d.priority, d.not_before
+        limit batch_size
+    )
+    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size into user_ids, all_of_them
+    from chosen as c;
 end
 $function$;
 
@@ -2515,7 +2517,7 @@ as $function$
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
--- exhausted: whether it looked at all that was due, and not at a batch's worth of it
+-- exhausted: whether it looked at all that was due, and not only at a batch's worth of it
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
@@ -2564,8 +2566,8 @@ begin
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
         loop
-            v_due := builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over);
-            exhausted := exhausted and cardinality(v_due) < v_settings.batch_size;
+            select c.user_ids, exhausted and c.all_of_them into v_due, exhausted
+            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over) as c;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
