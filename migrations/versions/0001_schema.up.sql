@@ -1659,6 +1659,7 @@ begin
     if exists (select from builder_score.host as h where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())) then
         perform builder_score.enqueue_everyone('formula: statuses, for transactions that were open');
         update builder_score.host set walk_again_after = null;
+        v_now := clock_timestamp();     -- that row is due
     end if;
 
     -- A row that arrives while a walk is under way waits for the next walk: this one has already passed
@@ -1783,6 +1784,7 @@ comment on function builder_score.is_ageing(builder_score.user_id, timestamptz) 
 create function builder_score.refresh_ages() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
