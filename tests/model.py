@@ -27,9 +27,12 @@ Key = tuple[str, ...]
 class User:
     name: str
     bio: str | None
-    role: str | None
-    links: str
+    primary_role: str | None
+    contact_links: str
     born: float
+    avatar_url: str | None = None
+    headline: str | None = None
+    timezone: str | None = None
 
     @property
     def key(self) -> Key:
@@ -107,6 +110,8 @@ class Transaction:
     locked: set[str] = field(default_factory=set[str])
     """Users whose rows nobody else can write."""
     truncates: bool = False
+    recalculated: list[str] = field(default_factory=list[str])
+    """Users whose scores it has written."""
     outdated: bool = False
     """Whether the statuses that count have changed since its begin: it may ask for too many."""
     saved: Transaction | None = None
@@ -168,14 +173,19 @@ class Transaction:
             self.asked, users=list(self.asked.users), projects=list(self.asked.projects)
         )
         self.saved = replace(
-            self, written=dict(self.written), asked=asked, locked=set(self.locked), saved=None
+            self,
+            written=dict(self.written),
+            asked=asked,
+            locked=set(self.locked),
+            recalculated=list(self.recalculated),
+            saved=None,
         )
 
     def go_back(self) -> None:
         assert self.saved is not None
         back = self.saved
         self.written, self.asked, self.locked = back.written, back.asked, back.locked
-        self.truncates = back.truncates
+        self.truncates, self.recalculated = back.truncates, back.recalculated
         self.save()
 
     def _ask_for(self, old: Row | None, new: Row | None) -> None:
@@ -221,6 +231,11 @@ class Application:
     window: float = 0.0
     last: dict[str, float] = field(default_factory=dict[str, float])
     """When each user was last recalculated."""
+
+    scores: dict[str, tuple[Decimal | None, Decimal | None]] = field(
+        default_factory=dict[str, tuple[Decimal | None, Decimal | None]]
+    )
+    """The score of that time, and the one before it that was another."""
 
     sequence: int = 0
     asked: defaultdict[str, list[Ask]] = field(default_factory=lambda: defaultdict(list[Ask]))
@@ -302,16 +317,20 @@ class Application:
 
     def forget(self, user: str) -> None:
         self.last.pop(user, None)
+        self.scores.pop(user, None)
+
+    def scored(self, user: str, score: Decimal, previous: Decimal | None) -> None:
+        last, before = self.scores.get(user, (None, None))
+        expected = last if last != score else before
+        assert previous == expected, f"{user}: previous score {previous} instead of {expected}"
+        self.scores[user] = score, expected
 
     def score(self, user: str) -> int:
         """What users.builder_score should hold: age as of the last recalculation."""
         row = self.rows[("user", user)]
         assert isinstance(row, User)
-        profile = dict.fromkeys(oracle.TEXT_FIELDS) | {
-            "bio": row.bio,
-            "primary_role": row.role,
-            "contact_links": row.links,
-        }
+        fields = (*oracle.TEXT_FIELDS, "contact_links")
+        profile = {field: getattr(row, field) for field in fields}
         person = oracle.Person(user, profile, Decimal(row.born), Decimal(self.last[user]), None)
         return int(oracle.score_of(person, self._community()).stored)
 

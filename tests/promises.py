@@ -63,11 +63,19 @@ class History(RuleBasedStateMachine):
 
     def pass_time(self, seconds: float) -> None:
         self.us.execute("select history.pass(make_interval(secs => %s))", [seconds])
+        if seconds >= DAY:
+            self.us.execute("select history.age(make_interval(secs => %s))", [seconds])
         self.moved += seconds
 
     @property
     def quiet(self) -> bool:
         return not self.open and self.batch is None
+
+    @property
+    def scores_are_committed(self) -> bool:
+        """Whether nobody is about to commit some: those could not be made to be longer ago."""
+        recalculating = any(transaction.recalculated for transaction in self.open.values())
+        return self.batch is None and not recalculating
 
     # Transactions --------------------------------------------------------------------------------
 
@@ -96,6 +104,11 @@ class History(RuleBasedStateMachine):
         if transaction.outdated:
             self.app.ask_everyone()
             self.sure = False
+        if transaction.recalculated:
+            self.sure = False  # of what it has seen of the queue
+            computed = self._note(self.app.sequence, forced=True)
+            assert computed == Counter(transaction.recalculated)
+            self._look_at_failures(self._standing(), certain=False)
         if transaction.truncates:
             # older snapshots see empty tables, too
             for other in self.open.values():
@@ -111,7 +124,7 @@ class History(RuleBasedStateMachine):
         """Let a worker process what is due after some time has passed; then look."""
         if worker == "resident" and self.batch is not None:
             return  # whose row of worker_status it has: it would wait for it
-        if self.batch is None:
+        if self.scores_are_committed:
             passes = after if self.moved % DAY < PASSED_AT_MOST else 0.0
             self.pass_time(passes + TICK)
         connection = self.stage.sessions[worker]
@@ -127,8 +140,12 @@ class History(RuleBasedStateMachine):
     @property
     def _works(self) -> bool:
         """Whether a worker comes to its end undisturbed, but for the users whom others have."""
-        excluded = any(transaction.truncates for transaction in self.open.values())
-        return self.app.attached and self.batch is None and not excluded
+        return self.app.attached and self.scores_are_committed and not self.excluded
+
+    @property
+    def excluded(self) -> bool:
+        """Whether nobody can read a table that a transaction has truncated."""
+        return any(transaction.truncates for transaction in self.open.values())
 
     # What is promised -----------------------------------------------------------------------------
 
@@ -152,6 +169,8 @@ class History(RuleBasedStateMachine):
             assert computed == Counter(scored), f"recalculated {computed}, wanted {scored}"
             app.asked_projects.clear()
             app.asked_everyone.clear()
+        if self.excluded:
+            return
         standing = self._standing()
         self._look_at_failures(standing, certain, wanted)
         if self._works:
@@ -167,25 +186,28 @@ class History(RuleBasedStateMachine):
 
     def _may_be_taken(self, user: str, now: float, forced: bool) -> bool:
         """Whether nobody has the user locked, and no window or backoff is open."""
-        locked = any(user in transaction.locked for transaction in self.open.values())
         backs_off = user in self.failed_at and now - self.failed_at[user] < RETRY
         early = not forced and self.app.window_is_open(user, now)
-        return not (locked or backs_off or early)
+        return not (self._is_locked(user) or backs_off or early)
+
+    def _is_locked(self, user: str) -> bool:
+        return any(user in transaction.locked for transaction in self.open.values())
 
     def _note(self, seen: int, forced: bool = False) -> Counter[str]:
         """Take the recalculations from the log, and hold each to the debounce."""
         rows = run(
             self.us,
             "with taken as (delete from history.log returning *)"
-            " select user_id, at from taken order by id",
+            " select user_id, at, score, previous_score from taken order by id",
         )
         computed: Counter[str] = Counter()
-        for id, at in rows:
+        for id, at, *scores in rows:
             if at is None:
                 self.app.forget(NAMES[id])
             else:
                 computed[NAMES[id]] += 1
                 self.app.recalculated(NAMES[id], at + self.moved, seen, forced)
+                self.app.scored(NAMES[id], *scores)
                 if not self.sure:
                     self.app.asked[NAMES[id]].append(Ask(seen))  # one more may be under way
         self.stage.attack.count("recalculations", computed.total())
@@ -240,6 +262,10 @@ class History(RuleBasedStateMachine):
         if self.sure:
             asked = {user for user in there if app.asked[user]}
             assert queued == asked, f"queued {queued}, asked for {asked}"
+            for user in queued:
+                assert (standing[user].priority == 0) == app.is_forced(user), f"{user}'s priority"
+                locked = self._is_locked(user)
+                assert locked or standing[user].queued == 1, f"{user} has rows of no use"
         if walks_again:
             return
         if not queued and not self.sure:

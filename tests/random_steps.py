@@ -7,12 +7,13 @@ import psycopg
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from tests import oracle
 from tests.model import DAY, Collaboration, Project, Row, Transaction, User
-from tests.promises import History
+from tests.promises import HOUR, History
 from tests.stage import IDS, PROJECTS, SESSIONS, USERS
 from tests.statements import run
 
-LEVELS = ("read committed", "repeatable read", "serializable")
+LEVEL = st.sampled_from(["read committed", "repeatable read", "serializable"])
 
 # What people type, and what they should not.
 WORDS = st.sampled_from([None, "", " \t\n", "\u3000", "x", " x ", "\x01"])
@@ -33,6 +34,10 @@ METRICS = st.one_of(
         )
     ),
 )
+EDIT = st.one_of(
+    *[st.tuples(st.just(field), WORDS) for field in oracle.TEXT_FIELDS],
+    st.tuples(st.just("contact_links"), LINKS),
+)
 AGES = st.one_of(st.integers(-2, 800), st.just(36_500))
 WHO = st.sampled_from(USERS)
 WHICH = st.sampled_from(PROJECTS)
@@ -41,7 +46,7 @@ TRANSACTION = st.sampled_from(SESSIONS[1:])
 
 
 class Steps(History):
-    @rule(session=TRANSACTION, level=st.sampled_from(LEVELS))
+    @rule(session=TRANSACTION, level=LEVEL)
     def begin(self, session: str, level: str) -> None:
         if session not in self.open:
             run(self.stage.sessions[session], f"begin isolation level {level}; select 1")
@@ -114,19 +119,20 @@ class Steps(History):
     @rule(
         session=SESSION,
         who=WHO,
-        edit=st.one_of(
-            st.tuples(st.just("bio"), WORDS),
-            st.tuples(st.just("role"), WORDS),
-            st.tuples(st.just("links"), LINKS),
-        ),
+        edit=EDIT,
     )
     def edit_profile(self, session: str, who: str, edit: tuple[str, str | None]) -> None:
         user = self._seen(session).user(who)
-        field, value = edit
-        column = {"bio": "bio", "role": "primary_role", "links": "contact_links"}[field]
+        column, value = edit
         query = f"update users set {column} = %s where id = %s"
-        edited = user and replace(user, **{field: value})  # pyright: ignore[reportArgumentType]
+        edited = user and replace(user, **{column: value})  # pyright: ignore[reportArgumentType]
         self._write(session, edited, query, value, IDS[who])
+
+    @rule(who=WHO, edit=EDIT)
+    def edit_profile_beside_no_other_write(self, who: str, edit: tuple[str, str | None]) -> None:
+        self.work("one", HOUR)
+        self.edit_profile("direct", who, edit)
+        self.work("two")
 
     @rule(session=SESSION, who=WHO, age=AGES)
     def move_birthday(self, session: str, who: str, age: int) -> None:
@@ -252,6 +258,16 @@ class Steps(History):
             )
             transaction.remove(old)
             transaction.put(replace(old, project=to_project, user=to_user))
+
+    @rule(which=WHICH, who=WHO, to_project=WHICH, to_user=WHO)
+    def move_collaboration_beside_no_other_write(
+        self, which: str, who: str, to_project: str, to_user: str
+    ) -> None:
+        self.invite("direct", which, who, "confirmed")
+        self.end_collaboration("direct", to_project, to_user)
+        self.work("one", HOUR)
+        self.move_collaboration("direct", which, who, to_project, to_user)
+        self.work("two")
 
     @rule(session=SESSION, which=WHICH, who=WHO)
     def end_collaboration(self, session: str, which: str, who: str) -> None:

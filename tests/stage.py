@@ -21,7 +21,8 @@ SESSIONS = ("direct", "web", "api")
 STAGE = """
     create schema history;
     create table history.log (
-        id bigint generated always as identity, user_id uuid, at double precision
+        id bigint generated always as identity,
+        user_id uuid, at double precision, score numeric, previous_score numeric
     );
     create table history.poisoned (user_id uuid primary key, errcode text);
     create table history.signals as table builder_score.signals;
@@ -45,8 +46,9 @@ STAGE = """
             if found then
                 raise exception 'cannot be scored' using errcode = v_code;
             end if;
-            insert into history.log (user_id, at)
-            values (new.user_id, extract(epoch from new.computed_at));
+            insert into history.log (user_id, at, score, previous_score)
+            values (new.user_id, extract(epoch from new.computed_at),
+                    new.score, new.previous_score);
         end if;
         return null;
     end $$;
@@ -67,7 +69,12 @@ STAGE = """
         update builder_score.host set refreshed_at = refreshed_at - delta;
         update builder_score.worker_status
         set heartbeat_at = heartbeat_at - delta, started_at = started_at - delta;
-        update public.users set created_at = created_at - delta where delta >= '1 day';
+    $$;
+
+    -- apart: it waits for a transaction that truncates
+    create function history.age(delta interval) returns void language sql
+    set session_replication_role = replica as $$
+        update public.users set created_at = created_at - delta;
     $$;
 
     create function history.begin() returns void language sql
@@ -82,7 +89,7 @@ STAGE = """
         delete from history.log;
         delete from history.poisoned;
         update builder_score.settings
-        set debounce_window = '0', batch_size = 500, max_attempts = 3,
+        set debounce_window = '0', batch_size = 500, max_attempts = 3, lock_timeout = '10ms',
             retry_base = '5 minutes', retry_cap = '5 minutes', paused = false;
         update builder_score.signals as s set max_points = k.max_points
         from history.signals as k where k.signal = s.signal;
@@ -102,12 +109,15 @@ SOMETHING_DUE = """
 STANDING = """
     select u.id is not null, u.builder_score, s.user_id is not null, s.score,
            coalesce(s.attempts, 0), d.user_id is not null,
-           (select min(q.priority) from builder_score.score_recalc_queue as q
-            where q.user_id = i.id)
+           q.priority, q.queued
     from unnest(%s::uuid[]) with ordinality as i(id, place)
     left join users as u on u.id = i.id
     left join builder_score.score_state as s on s.user_id = i.id
     left join builder_score.score_dead_letter as d on d.user_id = i.id
+    cross join lateral (
+        select min(priority) as priority, count(*) as queued
+        from builder_score.score_recalc_queue where user_id = i.id
+    ) as q
     order by i.place
 """
 UNFINISHED = """
@@ -129,10 +139,11 @@ class Standing(NamedTuple):
     given_up: bool
     priority: int | None
     """The highest of the user's queue rows; None when not queued."""
+    queued: int
 
     @classmethod
     def of_nobody(cls) -> Self:
-        return cls(False, None, False, None, 0, False, None)
+        return cls(False, None, False, None, 0, False, None, 0)
 
 
 class Stage:
