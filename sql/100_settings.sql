@@ -46,7 +46,7 @@ comment on column builder_score.settings.retry_cap is 'Longest wait between two 
 comment on column builder_score.settings.refresh_after is 'Age at which the score of a still ageing account is computed anew.';
 comment on column builder_score.settings.backfill_per_second is 'Users a second that a backfill puts into the queue.';
 comment on column builder_score.settings.notify_max_ids is 'Changed users above which one NOTIFY says "all" instead of naming them.';
-comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s): less than deadlock_timeout, else it is the application that a deadlock ends.';
+comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s): at most half of deadlock_timeout, else it is the application that a deadlock ends.';
 comment on column builder_score.settings.paused is 'True: workers leave at once and start nothing.';
 comment on column builder_score.settings.paused_reason is 'Why, for the next person who looks.';
 

@@ -74,13 +74,33 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: statuses_changed_by
 -- writes: nothing
--- A transaction id of another server's, from a dump, may lie ahead for long: then more is appended than need be.
     select current_setting('transaction_isolation') in ('repeatable read', 'serializable')
        and not pg_visible_in_snapshot((select c.last_value::text::xid8 from builder_score.statuses_changed_by as c), pg_current_snapshot());
 $function$;
 
 comment on function builder_score.statuses_have_changed() is
     'Whether statuses may have changed since this transaction took its snapshot: then what it sees as uncounted may count.';
+
+create function builder_score.keep_statuses_change_past() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses_changed_by
+-- writes: statuses_changed_by
+-- Restored from a dump it may name a transaction of another server's that is yet to come here, and statuses would seem
+-- to change all the time. Whoever changes them holds the lock to the end, so what we see under it has ended or is foreign.
+begin
+    if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot())
+       and pg_try_advisory_xact_lock(1651271539, 3) then
+        if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot()) then
+            perform setval('builder_score.statuses_changed_by', pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+        end if;
+    end if;
+end
+$function$;
+
+comment on function builder_score.keep_statuses_change_past() is
+    'Where a restore has left statuses_changed_by ahead of this server''s transactions, brings it back to them. The worker calls it.';
 
 create function builder_score.formula_changed() returns trigger
 language plpgsql security definer

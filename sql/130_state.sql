@@ -12,6 +12,9 @@ create table builder_score.score_state (
     formula_stamp text
 );
 
+create index score_state_retrying on builder_score.score_state (retry_at) where retry_at is not null;
+
+comment on index builder_score.score_state_retrying is 'Users in backoff, who are few.';
 comment on table builder_score.score_state is 'Per user: the last recalculation and, while it fails, the backoff.';
 comment on column builder_score.score_state.user_id is 'The user; no foreign key, so that the host''s DDL and deletes stay its own.';
 comment on column builder_score.score_state.score is 'The score last computed, as written to users.builder_score; null before the first success.';

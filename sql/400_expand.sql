@@ -101,7 +101,10 @@ declare
 begin
     -- A trigger in a transaction that was open when statuses changed went by the old list, and its queue row, or
     -- the lack of one, became visible after the walk had passed: so a second walk follows those transactions.
-    if exists (select from builder_score.host as h where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())) then
+    -- An id that is yet to come is another server's, from a dump.
+    if exists (select from builder_score.host as h
+               where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())
+                  or h.walk_again_after > pg_snapshot_xmax(pg_current_snapshot())) then
         perform builder_score.enqueue_everyone('formula: statuses, for transactions that were open');
         update builder_score.host set walk_again_after = null;
         v_now := clock_timestamp();     -- that row is due

@@ -30,7 +30,7 @@ begin
             where q.priority = p.priority
               and q.not_before <= v_now
               and q.user_id is not null
-              and q.user_id <> all(passed_over)
+              and q.user_id not in (select p.id from unnest(passed_over) as p(id))     -- hashed, which <> all() is not
             order by q.not_before
             limit batch_size
         ) as q
@@ -94,14 +94,20 @@ comment on function builder_score.lock_users(builder_score.user_id[]) is
 create function builder_score.has_free_row(user_ids builder_score.user_id[]) returns boolean
 language sql security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: a row lock on score_recalc_queue
+-- One probe a user: for the first of any the planner would scan the whole queue.
     select exists (
-        select from builder_score.score_recalc_queue as q
-        where q.user_id = any(has_free_row.user_ids) and q.not_before <= clock_timestamp()
-        limit 1
-        for update skip locked
+        select
+        from unnest(has_free_row.user_ids) as u(user_id)
+        cross join lateral (
+            select from builder_score.score_recalc_queue as q
+            where q.user_id = u.user_id and q.not_before <= clock_timestamp()
+            limit 1
+            for update skip locked
+        ) as r
     );
 $function$;
 

@@ -80,7 +80,7 @@ create function builder_score.clock_was_set_back() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: host, worker_status, score_recalc_queue
+-- reads: host, worker_status, score_recalc_queue, settings
 -- writes: host
 -- A row that somebody has put off by hand is no evidence: a heartbeat from the future is, or a row that was appended
 -- there. A second's slack, because clocks are corrected by little all the time, and then nothing waits for long.
@@ -92,7 +92,10 @@ begin
     end if;
     if exists (select from builder_score.worker_status as w where w.heartbeat_at > v_now)
        or exists (select from builder_score.rows_beyond(v_now + builder_score.longest_delay(), 1) as r where r.enqueued_at > v_now) then
-        update builder_score.host set clock_set_back = true;
+        -- not waiting for whoever attaches
+        update builder_score.host as h
+        set clock_set_back = true
+        where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
         return true;
     end if;
     return false;
@@ -106,7 +109,7 @@ create function builder_score.bring_forward(until timestamptz, max_rows integer)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: score_recalc_queue, score_state
 -- writes: score_recalc_queue, score_state, host, worker_status
 declare
     v_count bigint;
@@ -212,7 +215,7 @@ as $function$
     where s.user_id = any(array(
         select c.user_id from builder_score.score_state as c
         where c.user_id = any(forget_users.user_ids)
-          and (c.computed_at is null or not c.computed_at between forget_users.seen_at and clock_timestamp()) for update skip locked
+          and not coalesce(greatest(c.computed_at, c.first_failed_at), '-infinity') between forget_users.seen_at and clock_timestamp() for update skip locked
     ));
     delete from builder_score.score_dead_letter as d
     where d.user_id = any(array(

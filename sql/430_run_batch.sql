@@ -15,8 +15,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
--- reads: settings, score_recalc_queue, score_state, host views
--- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
+-- reads: settings, score_recalc_queue, score_state, host, host views
+-- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, host, worker_status, NOTIFY
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
@@ -30,6 +30,9 @@ declare
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_all boolean;
+    v_unlocked builder_score.user_id[];
+    v_held builder_score.user_id[] := array[]::builder_score.user_id[];     -- passed over beside people who are free
     v_seen record;
     v_seen_at timestamptz;
     v_scored record;
@@ -58,8 +61,16 @@ begin
 
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
+        perform builder_score.keep_statuses_change_past();
         if builder_score.clock_was_set_back() then
             chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+            -- A batch of its own, for it may hold rows that another worker is about to delete. What it could not take
+            -- is in somebody's hands, and keeps nobody waiting.
+            if chosen > 0 or not (select h.clock_set_back from builder_score.host as h) then
+                chosen := chosen + 1;
+                exhausted := false;
+                exit protected;
+            end if;
         end if;
         chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
         exhausted := chosen < 20 * v_settings.batch_size;
@@ -69,8 +80,9 @@ begin
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
         loop
-            select c.user_ids, exhausted and c.all_of_them into v_due, exhausted
+            select c.user_ids, c.all_of_them into v_due, v_all
             from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over) as c;
+            exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
@@ -81,10 +93,19 @@ begin
             v_locked := builder_score.lock_users(v_due);
 
             -- A transaction of the application's that called recalculate() for a batch's worth of people, and is still
-            -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting.
-            exit when cardinality(v_locked) > 0 or builder_score.has_free_row(v_due);
-            v_passed_over := (v_passed_over || v_due)::builder_score.user_id[];
+            -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting;
+            -- nor are they to leave the batch to the few beside them who are free.
+            exit when v_all
+                or cardinality(v_locked) * 2 >= cardinality(v_due)
+                or cardinality(v_held) >= 20 * v_settings.batch_size
+                or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(v_due);
+            v_unlocked := array(select d.id from unnest(v_due) as d(id) except select l.id from unnest(v_locked) as l(id));
+            if cardinality(v_locked) > 0 then
+                v_held := (v_held || v_unlocked)::builder_score.user_id[];     -- what of theirs is free is put off below
+            end if;
+            v_passed_over := (v_passed_over || v_unlocked)::builder_score.user_id[];
         end loop;
+        v_due := (v_due || v_held)::builder_score.user_id[];
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         v_seen_at := clock_timestamp();

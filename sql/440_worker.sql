@@ -20,8 +20,8 @@ create function builder_score.begin_run(worker text, run_by text default null) r
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: settings
--- writes: worker_status
+-- reads: settings, what clock_was_set_back() reads
+-- writes: worker_status, host
 -- returns: false when paused
 begin
     if (select s.paused from builder_score.settings as s) then

@@ -399,7 +399,7 @@ comment on column builder_score.settings.retry_cap is 'Longest wait between two 
 comment on column builder_score.settings.refresh_after is 'Age at which the score of a still ageing account is computed anew.';
 comment on column builder_score.settings.backfill_per_second is 'Users a second that a backfill puts into the queue.';
 comment on column builder_score.settings.notify_max_ids is 'Changed users above which one NOTIFY says "all" instead of naming them.';
-comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s): less than deadlock_timeout, else it is the application that a deadlock ends.';
+comment on column builder_score.settings.lock_timeout is 'How long a batch may wait for a lock (a host trigger''s, another worker''s): at most half of deadlock_timeout, else it is the application that a deadlock ends.';
 comment on column builder_score.settings.paused is 'True: workers leave at once and start nothing.';
 comment on column builder_score.settings.paused_reason is 'Why, for the next person who looks.';
 
@@ -627,13 +627,33 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: statuses_changed_by
 -- writes: nothing
--- A transaction id of another server's, from a dump, may lie ahead for long: then more is appended than need be.
     select current_setting('transaction_isolation') in ('repeatable read', 'serializable')
        and not pg_visible_in_snapshot((select c.last_value::text::xid8 from builder_score.statuses_changed_by as c), pg_current_snapshot());
 $function$;
 
 comment on function builder_score.statuses_have_changed() is
     'Whether statuses may have changed since this transaction took its snapshot: then what it sees as uncounted may count.';
+
+create function builder_score.keep_statuses_change_past() returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: statuses_changed_by
+-- writes: statuses_changed_by
+-- Restored from a dump it may name a transaction of another server's that is yet to come here, and statuses would seem
+-- to change all the time. Whoever changes them holds the lock to the end, so what we see under it has ended or is foreign.
+begin
+    if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot())
+       and pg_try_advisory_xact_lock(1651271539, 3) then
+        if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot()) then
+            perform setval('builder_score.statuses_changed_by', pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+        end if;
+    end if;
+end
+$function$;
+
+comment on function builder_score.keep_statuses_change_past() is
+    'Where a restore has left statuses_changed_by ahead of this server''s transactions, brings it back to them. The worker calls it.';
 
 create function builder_score.formula_changed() returns trigger
 language plpgsql security definer
@@ -705,6 +725,9 @@ create table builder_score.score_state (
     formula_stamp text
 );
 
+create index score_state_retrying on builder_score.score_state (retry_at) where retry_at is not null;
+
+comment on index builder_score.score_state_retrying is 'Users in backoff, who are few.';
 comment on table builder_score.score_state is 'Per user: the last recalculation and, while it fails, the backoff.';
 comment on column builder_score.score_state.user_id is 'The user; no foreign key, so that the host''s DDL and deletes stay its own.';
 comment on column builder_score.score_state.score is 'The score last computed, as written to users.builder_score; null before the first success.';
@@ -1656,7 +1679,10 @@ declare
 begin
     -- A trigger in a transaction that was open when statuses changed went by the old list, and its queue row, or
     -- the lack of one, became visible after the walk had passed: so a second walk follows those transactions.
-    if exists (select from builder_score.host as h where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())) then
+    -- An id that is yet to come is another server's, from a dump.
+    if exists (select from builder_score.host as h
+               where h.walk_again_after <= pg_snapshot_xmin(pg_current_snapshot())
+                  or h.walk_again_after > pg_snapshot_xmax(pg_current_snapshot())) then
         perform builder_score.enqueue_everyone('formula: statuses, for transactions that were open');
         update builder_score.host set walk_again_after = null;
         v_now := clock_timestamp();     -- that row is due
@@ -1835,7 +1861,7 @@ begin
             where q.priority = p.priority
               and q.not_before <= v_now
               and q.user_id is not null
-              and q.user_id <> all(passed_over)
+              and q.user_id not in (select p.id from unnest(passed_over) as p(id))     -- hashed, which <> all() is not
             order by q.not_before
             limit batch_size
         ) as q
@@ -1899,14 +1925,20 @@ comment on function builder_score.lock_users(builder_score.user_id[]) is
 create function builder_score.has_free_row(user_ids builder_score.user_id[]) returns boolean
 language sql security definer
 set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: a row lock on score_recalc_queue
+-- One probe a user: for the first of any the planner would scan the whole queue.
     select exists (
-        select from builder_score.score_recalc_queue as q
-        where q.user_id = any(has_free_row.user_ids) and q.not_before <= clock_timestamp()
-        limit 1
-        for update skip locked
+        select
+        from unnest(has_free_row.user_ids) as u(user_id)
+        cross join lateral (
+            select from builder_score.score_recalc_queue as q
+            where q.user_id = u.user_id and q.not_before <= clock_timestamp()
+            limit 1
+            for update skip locked
+        ) as r
     );
 $function$;
 
@@ -2154,7 +2186,7 @@ create function builder_score.clock_was_set_back() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: host, worker_status, score_recalc_queue
+-- reads: host, worker_status, score_recalc_queue, settings
 -- writes: host
 -- A row that somebody has put off by hand is no evidence: a heartbeat from the future is, or a row that was appended
 -- there. A second's slack, because clocks are corrected by little all the time, and then nothing waits for long.
@@ -2166,7 +2198,10 @@ begin
     end if;
     if exists (select from builder_score.worker_status as w where w.heartbeat_at > v_now)
        or exists (select from builder_score.rows_beyond(v_now + builder_score.longest_delay(), 1) as r where r.enqueued_at > v_now) then
-        update builder_score.host set clock_set_back = true;
+        -- not waiting for whoever attaches
+        update builder_score.host as h
+        set clock_set_back = true
+        where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
         return true;
     end if;
     return false;
@@ -2180,7 +2215,7 @@ create function builder_score.bring_forward(until timestamptz, max_rows integer)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: nothing
+-- reads: score_recalc_queue, score_state
 -- writes: score_recalc_queue, score_state, host, worker_status
 declare
     v_count bigint;
@@ -2286,7 +2321,7 @@ as $function$
     where s.user_id = any(array(
         select c.user_id from builder_score.score_state as c
         where c.user_id = any(forget_users.user_ids)
-          and (c.computed_at is null or not c.computed_at between forget_users.seen_at and clock_timestamp()) for update skip locked
+          and not coalesce(greatest(c.computed_at, c.first_failed_at), '-infinity') between forget_users.seen_at and clock_timestamp() for update skip locked
     ));
     delete from builder_score.score_dead_letter as d
     where d.user_id = any(array(
@@ -2514,8 +2549,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
--- reads: settings, score_recalc_queue, score_state, host views
--- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, worker_status, NOTIFY
+-- reads: settings, score_recalc_queue, score_state, host, host views
+-- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, host, worker_status, NOTIFY
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
@@ -2529,6 +2564,9 @@ declare
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_all boolean;
+    v_unlocked builder_score.user_id[];
+    v_held builder_score.user_id[] := array[]::builder_score.user_id[];     -- passed over beside people who are free
     v_seen record;
     v_seen_at timestamptz;
     v_scored record;
@@ -2557,8 +2595,16 @@ begin
 
         -- (a) choose: first all that stands for people, many at a time, so that one burst of events has become one
         -- set of users before any of them is computed
+        perform builder_score.keep_statuses_change_past();
         if builder_score.clock_was_set_back() then
             chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+            -- A batch of its own, for it may hold rows that another worker is about to delete. What it could not take
+            -- is in somebody's hands, and keeps nobody waiting.
+            if chosen > 0 or not (select h.clock_set_back from builder_score.host as h) then
+                chosen := chosen + 1;
+                exhausted := false;
+                exit protected;
+            end if;
         end if;
         chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
         exhausted := chosen < 20 * v_settings.batch_size;
@@ -2568,8 +2614,9 @@ begin
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
         loop
-            select c.user_ids, exhausted and c.all_of_them into v_due, exhausted
+            select c.user_ids, c.all_of_them into v_due, v_all
             from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over) as c;
+            exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
@@ -2580,10 +2627,19 @@ begin
             v_locked := builder_score.lock_users(v_due);
 
             -- A transaction of the application's that called recalculate() for a batch's worth of people, and is still
-            -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting.
-            exit when cardinality(v_locked) > 0 or builder_score.has_free_row(v_due);
-            v_passed_over := (v_passed_over || v_due)::builder_score.user_id[];
+            -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting;
+            -- nor are they to leave the batch to the few beside them who are free.
+            exit when v_all
+                or cardinality(v_locked) * 2 >= cardinality(v_due)
+                or cardinality(v_held) >= 20 * v_settings.batch_size
+                or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(v_due);
+            v_unlocked := array(select d.id from unnest(v_due) as d(id) except select l.id from unnest(v_locked) as l(id));
+            if cardinality(v_locked) > 0 then
+                v_held := (v_held || v_unlocked)::builder_score.user_id[];     -- what of theirs is free is put off below
+            end if;
+            v_passed_over := (v_passed_over || v_unlocked)::builder_score.user_id[];
         end loop;
+        v_due := (v_due || v_held)::builder_score.user_id[];
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         v_seen_at := clock_timestamp();
@@ -2736,8 +2792,8 @@ create function builder_score.begin_run(worker text, run_by text default null) r
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: settings
--- writes: worker_status
+-- reads: settings, what clock_was_set_back() reads
+-- writes: worker_status, host
 -- returns: false when paused
 begin
     if (select s.paused from builder_score.settings as s) then
