@@ -10,6 +10,8 @@ its seed, and --seed N plays that round alone. The run ends with a table of what
 --attack-report FILE writes as Markdown.
 """
 
+import os
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -18,6 +20,8 @@ from random import Random, SystemRandom
 from typing import Any, cast
 
 import pytest
+
+from pyscore.cluster import find_bin_dir
 
 PROPERTY = "attack"
 
@@ -108,7 +112,9 @@ def pytest_runtest_makereport(
     result = {"name": made.name, "seeds": made.seeds, "tally": dict(made.tally)}
     report.user_properties.append((PROPERTY, result))
     if report.failed and made.seed is not None:
-        replay = f"make soak ARGS=\"'{made.name}' --seed {made.seed}\""
+        # a soaking round is a larger one, with other draws
+        soaking = " --soak 1" if made.soaking else ""
+        replay = f"make soak ARGS=\"'{made.name}' --seed {made.seed}{soaking}\""
         report.sections.append(("the round that failed", f"again: {replay}"))
     return report
 
@@ -136,9 +142,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for row in rows:
         totals.update(row["tally"])
     terminalreporter.write_line(f"in all: {_figures(totals)}")
-    if path := config.getoption("--attack-report"):
-        path.write_text(_markdown(rows, totals), encoding="utf-8")
+    path = config.getoption("--attack-report")
+    if path and terminalreporter.stats.get("failed", terminalreporter.stats.get("error")):
+        terminalreporter.write_line(f"{path} is left as it is: not everything held")
+    elif path:
+        minutes = config.getoption("--soak")
+        path.write_text(_markdown(rows, totals, minutes), encoding="utf-8")
         terminalreporter.write_line(f"written to {path}")
+
+
+def _server_version() -> str:
+    postgres = find_bin_dir() / "postgres"
+    done = subprocess.run([postgres, "--version"], capture_output=True, text=True, check=True)
+    return "PostgreSQL " + done.stdout.split()[2]
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -151,8 +167,16 @@ def _figures(tally: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {what}" for what, number in sorted(tally.items())) or "-"
 
 
-def _markdown(rows: list[dict[str, Any]], totals: dict[str, int]) -> str:
-    lines = ["| attack | rounds | seeds | figures |", "|---|--:|---|---|"]
+def _markdown(rows: list[dict[str, Any]], totals: dict[str, int], minutes: float | None) -> str:
+    lines = [
+        "# What the attacks did",
+        "",
+        f"In one `make soak MINUTES={minutes or 0:g}`, on {_server_version()} and {os.cpu_count()} "
+        "cores; all of it held.",
+        "",
+        "| attack | rounds | seeds | figures |",
+        "|---|--:|---|---|",
+    ]
     for row in rows:
         name = row["name"].removeprefix("tests/")
         seeds = _seeds(row["seeds"])

@@ -1,6 +1,7 @@
 """The server's clock goes back and forward, the clocks change, sessions are in any TimeZone."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -13,6 +14,7 @@ from psycopg import Connection
 
 from pyscore import migrator
 from tests.attacks import Attack
+from tests.commands import ROOT
 from tests.community import (
     add_collaborator,
     add_project,
@@ -40,6 +42,8 @@ from tests.statements import run
 MINUTE, HOUR, DAY, YEAR = 60, 3600, 86_400, 31_557_600
 BACK = (-30 * YEAR, -HOUR, -4 * MINUTE, -2)
 JUMPS = (*BACK, 4 * MINUTE, DAY, 30 * YEAR)
+
+RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 
 _numbers = itertools.count(1)
 
@@ -280,8 +284,11 @@ def test_a_worker_whose_nap_the_clock_made_long_is_seen_and_another_one_takes_ov
     until(lambda: score(db, user) == 3, "somebody has computed the score")
     assert one(db, "select heartbeat_age from builder_score.health") < timedelta(minutes=1)
     configure(db, paused=True)
-    db.execute("select pg_terminate_backend(%s)", [napping.pid])
     other.finish()
+    (ends_it,) = re.findall(r"^SELECT pg_terminate_backend.*$", RELIABILITY, re.MULTILINE)
+    run(db, ends_it)
+    with pytest.raises(psycopg.OperationalError):
+        napping.finish()
     assert_right(db)
 
 
