@@ -92,14 +92,18 @@ begin
             -- (b) lock, waiting for nobody
             v_locked := builder_score.lock_users(v_due);
 
+            exit when v_all or cardinality(v_locked) = cardinality(v_due);
             -- A transaction of the application's that called recalculate() for a batch's worth of people, and is still
             -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting;
-            -- nor are they to leave the batch to the few beside them who are free.
-            exit when v_all
-                or cardinality(v_locked) * 2 >= cardinality(v_due)
+            -- nor are they to leave the batch to the few beside them who are free. (Who is gone is held by nobody.)
+            v_unlocked := array(
+                select d.id
+                from (select x.id from unnest(v_due) as x(id) except select l.id from unnest(v_locked) as l(id)) as d
+                cross join lateral (select from builder_score.host_users as u where u.id = d.id limit 1) as present
+            );
+            exit when cardinality(v_unlocked) * 2 <= cardinality(v_due)
                 or cardinality(v_held) >= 20 * v_settings.batch_size
                 or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(v_due);
-            v_unlocked := array(select d.id from unnest(v_due) as d(id) except select l.id from unnest(v_locked) as l(id));
             if cardinality(v_locked) > 0 then
                 v_held := (v_held || v_unlocked)::builder_score.user_id[];     -- what of theirs is free is put off below
             end if;

@@ -14,16 +14,18 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
 from pyscore.cluster import find_bin_dir
 
 PROPERTY = "attack"
+
+Choice = TypeVar("Choice")
 
 
 class Attack:
@@ -50,6 +52,11 @@ class Attack:
             self.seeds.append(seed)
             yield Random(seed)
         self.seed = None
+
+    def in_turn(self, choices: Sequence[Choice], place: int = 0) -> Choice:
+        """One of them, by the round's seed: rounds in a row, and places, have different ones."""
+        assert self.seed is not None, "outside of the rounds"
+        return choices[(self.seed + place) % len(choices)]
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to a figure that is reported at the end: what in the plural, as in "kills"."""

@@ -595,7 +595,10 @@ UNINSTALLED = Spec(
     given=people("ann", "bob") + project("p", "ann"),
     events=project("q", "ann", "shipped"),
     sessions={"w": W, "u": UNINSTALL, "a": {"ship": ship("p")}},
-    orders=(),
+    orders=(
+        *at("w.{} u.detach w u a", ("choose", "compute", "delete")),
+        *("w.expand u w a", "u.detach w a u", "u.commit w.choose a u w", "u.column w u a"),
+    ),
     may_fail={"u": {"55P03"}},
     may_hold_up_workers=("u", "a"),
 )

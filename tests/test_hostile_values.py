@@ -42,8 +42,10 @@ _COLUMNS = """
         from based as b join pg_type as t on t.oid = b.atttypid where t.typtype = 'd'
     )
     select b.attname, case t.typtype when 'c' then 'row' else format_type(b.atttypid, null) end,
-           array(select e.enumlabel::text from pg_enum as e where e.enumtypid = t.oid)
+           array(select e.enumlabel::text from pg_enum as e where e.enumtypid = t.oid
+                 order by e.enumsortorder)
     from based as b join pg_type as t on t.oid = b.atttypid where t.typtype <> 'd'
+    order by b.attname
 """
 
 Column = tuple[str, str, str, list[str]]
@@ -59,13 +61,18 @@ class Writer:
             for table, names in READ.items()
             for column in self.db.execute(_COLUMNS, [table, list(names)]).fetchall()
         ]
+        # in the order in which they were made, which a replay has too
+        self.keys: dict[str, list[tuple[Any, ...]]] = {table: [] for table in READ}
 
     def populate(self) -> None:
         users = [self.app.sign_up(f"user {number}") for number in range(6)]
+        self.keys["users"] = [(user,) for user in users]
         for user in users:
             for other in self.dice.sample(users, 2):
                 project = self.app.start(user)
                 self.app.invite(project, other)
+                self.keys["projects"].append((project,))
+                self.keys["project_collaborators"].append((project, other))
         self.attack.count("users", len(users))
 
     def write(self) -> None:
@@ -74,14 +81,27 @@ class Writer:
         value = hostile_value(self.dice, type_name)
         if labels:
             value = self.dice.choice([*labels, None])
-            if self.dice.random() < 0.2:  # one that was no status when our triggers were made
-                value = f"added {len(labels)}"
-                run(self.db, f"alter type {type_name} add value if not exists '{value}'")
-                labels.append(value)
-        elif type_name == "text" and column != "username" and self.dice.random() < 0.02:
-            value = self.dice.choice("9 x") * TEN_MB
-        some = f"ctid in (select ctid from {table} order by random() limit 3)"
-        self._try(f"update {table} set {column} = %s where {some}", value)
+        self._update(table, column, value)
+
+    def write_a_new_label(self) -> None:
+        """Write an enum value that was none when our triggers were made, if there are enums."""
+        enums = [column for column in self.columns if column[3]]
+        if enums:
+            table, column, type_name, labels = self.dice.choice(enums)
+            value = f"added {len(labels)}"
+            run(self.db, f"alter type {type_name} add value if not exists '{value}'")
+            labels.append(value)
+            assert self._update(table, column, value)
+            self.attack.count("enum values added")
+
+    def write_ten_mb(self) -> None:
+        """Write so long a text into a column that takes it, if there is one."""
+        texts = [column for column in self.columns if column[2] == "text"]
+        value = self.dice.choice("9 x") * TEN_MB
+        for table, column, *_ in self.dice.sample(texts, len(texts)):
+            if column != "username" and self._update(table, column, value):
+                self.attack.count("texts of 10 MB")
+                return
 
     def insert(self) -> None:
         """Write a new row of nothing but such values."""
@@ -91,16 +111,24 @@ class Writer:
             for place, column, type_name, labels in self.columns
             if place == table and column != "username"
         }
-        owner = self.app.run("select id from users limit 1")[0][0]
+        owner = self.dice.choice(self.keys["users"])[0]
         with self._only_its_own_objections():
             if table == "users":
-                self.app.sign_up(f"one more {self.dice.random()}", **values)
+                made = self.app.sign_up(f"one more {self.dice.random()}", **values)
             else:
-                self.app.start(owner, values.pop("status") or "shipped", **values)
+                made = self.app.start(owner, values.pop("status") or "shipped", **values)
+            self.keys[table].append((made,))
 
-    def _try(self, statement: str, *values: Any) -> None:
+    def _update(self, table: str, column: str, value: str | None) -> bool:
+        """Write a value into a few rows; say whether the host took it."""
+        rows = self.dice.sample(self.keys[table], 3)
+        key = "project_id, user_id" if table == "project_collaborators" else "id"
+        some = ", ".join(f"({', '.join(['%s'] * len(row))})" for row in rows)
+        statement = f"update {table} set {column} = %s where ({key}) in ({some})"
         with self._only_its_own_objections():
-            self.app.run(statement, *values)
+            self.app.run(statement, value, *(part for row in rows for part in row))
+            return True
+        return False
 
     @contextmanager
     def _only_its_own_objections(self) -> Generator[None]:
@@ -135,9 +163,10 @@ def assert_bounded_and_right(host: HostDatabase) -> None:
 def attack_with_values(host: HostDatabase, dice: Random, attack: Attack) -> None:
     writer = Writer(host, dice, attack)
     writer.populate()
-    for _ in range(3):
+    for last in dice.sample([writer.write_ten_mb, writer.write_a_new_label, writer.write], 3):
         for _ in range(20):
             dice.choice([writer.write, writer.write, writer.write, writer.insert])()
+        last()
         settle(host.db)
         assert_bounded_and_right(host)
     # and people can look at them: names are hostile too

@@ -16,6 +16,7 @@ from tests.community import configure, drain, one
 from tests.conftest import dsn
 from tests.hosts import create_application
 from tests.interleave import assert_right, settle, until
+from tests.test_unseen import differing, found, verified
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,22 @@ def test_a_subscriber_with_us_is_given_its_scores_and_computes_its_own_when_it_t
     queued = "select count(*) from builder_score.score_recalc_queue"
     assert one(subscriber, queued) == 0
     assert one(subscriber, "select count(*) from builder_score.verify()") == 0
+
+    # what the publisher has not computed yet is unseen here: verify finds it, and mends it
+    with publisher.transaction():  # applied as a whole
+        publisher.execute("update users set bio = null where username = 'bob'")
+        publisher.execute("insert into users (username, email, bio) values ('eve', '', 'x')")
+    until_same(publisher, subscriber)
+    assert one(subscriber, queued) == 0
+    address = dsn(cluster, "subscriber")
+    wrong = found(verified(address, exit_code=3), "wrong")
+    names = "select array_agg(username order by username) from users where id::text = any(%s)"
+    assert one(subscriber, names, list(wrong)) == ["bob", "eve"]
+    assert wrong == differing(subscriber)
+    verified(address, "--repair", exit_code=0)
+    assert differing(subscriber) == {}
+    drain(publisher)
+    until_same(publisher, subscriber)  # the publisher came to the same
 
     live(publisher, "carol")  # whose score is not computed before the publisher is lost
     until_same(publisher, subscriber)

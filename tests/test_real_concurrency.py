@@ -33,7 +33,7 @@ from tests.statements import run
 
 # Which locks of the application's a worker waits for at this moment.
 WAITS = f"""
-    select distinct l.locktype, l.mode, l.relation::regclass::text
+    select distinct l.locktype, l.mode, l.relation
     from pg_stat_activity as w
     join pg_locks as l on l.pid = w.pid and not l.granted
     cross join unnest(pg_blocking_pids(w.pid)) as b(pid)
@@ -45,12 +45,34 @@ WAITS = f"""
 """
 
 
+# What a load locks that truncates: the indexes too, whose locks may go after their table's.
+TRUNCATED = """
+    select 'project_collaborators'::regclass::oid
+    union all
+    select indexrelid from pg_index where indrelid = 'project_collaborators'::regclass
+"""
+
 # A batch takes its time between computing and COMMIT.
 SLOW_TRIGGER = f"""
     create function take_time() returns trigger language plpgsql as
         'begin perform pg_sleep(0.003); return new; end';
     create trigger take_time before update of builder_score on users
         for each row when (current_user <> '{APPLICATION}') execute function take_time();
+"""
+
+
+# A trigger of the host's for builder_score alone.
+TALLY = """
+    create table tally (changes integer);
+    insert into tally values (0);
+    grant select, update on tally to builder_score_owner;
+    create function count_change() returns trigger language plpgsql as $$
+    begin
+        update public.tally set changes = changes + 1;
+        return new;
+    end $$;
+    create trigger count_change after update of builder_score on users
+        for each row execute function count_change();
 """
 
 
@@ -162,7 +184,20 @@ MORE = r"(?:(?:.*(?:DETAIL|HINT|CONTEXT|STATEMENT):|\t).*\n)*"
 
 AMID_AN_UPDATE = "while locking updated version"
 """PostgreSQL's own exception from SKIP LOCKED. When a row is updated while it is looked at, it goes
-on to the row's next version, and waits for whoever updates that: lock_timeout is the end of it."""
+on to the row's next version, and waits for whoever updates that: lock_users() gives up soon."""
+
+
+def let_the_log_tell(db: Connection[Any]) -> None:
+    """Let lock_users() wait for longer than it takes until a wait is logged, which is 1 ms."""
+    (found,) = run(db, "select pg_get_functiondef('builder_score.lock_users'::regproc)")
+    assert found[0].count("'1ms'") == 1
+    run(db, found[0].replace("'1ms'", "'3ms'"))
+
+
+def log_since(server: PrivateCluster, position: int) -> str:
+    with server.log_file.open(encoding="utf-8") as log:
+        log.seek(position)
+        return log.read()
 
 
 def deadlocks(log: str) -> list[str]:
@@ -171,9 +206,13 @@ def deadlocks(log: str) -> list[str]:
 
 
 def waits_for_others(log: str, ours: set[int]) -> list[str]:
-    """A server's reports of a worker's waiting for a lock that somebody else than ours holds."""
+    """A server's reports of a worker's waiting for a lock that somebody else than ours holds.
+
+    A batch catches the error of a deadlock that ends its wait, which is then told here alone.
+    """
     report = (
-        rf"^.* still waiting for .*\n.*DETAIL:  Process(?:es)? holding the lock: (.*)\. .*\n{MORE}"
+        r"^.* (?:still waiting|(?:detected|avoided) deadlock(?: while waiting)?) for .*\n"
+        rf".*DETAIL:  Process(?:es)? holding the lock: (.*)\. .*\n{MORE}"
     )
     return [
         found[0]
@@ -188,6 +227,10 @@ def waits_for_others(log: str, ours: set[int]) -> list[str]:
 def test_a_load_meets_no_error_beside_us_that_it_does_not_meet_alone(
     server: PrivateCluster, host_databases: HostDatabases, attack: Attack, kind: str
 ) -> None:
+    """No other kind of error, that is: by its SQLSTATE, of those the load may meet alone.
+
+    How many there are is chance, beside us as alone: both are counted, and not compared.
+    """
     for dice in attack.rounds(3 if kind == "ordered" else 1):
         assert attack.seed is not None
         level = ISOLATION_LEVELS[attack.seed % 3]
@@ -204,11 +247,12 @@ def test_a_load_meets_no_error_beside_us_that_it_does_not_meet_alone(
         options |= {"isolation": level, "ordered": kind != "unordered"}
         options |= {"truncating": kind == "truncating"}
         alone, beside_us, committed = Counter[str](), Counter[str](), Counter[str]()
-        waits: Counter[tuple[Any, ...]] = Counter()
+        waits = set[tuple[Any, ...]]()
+        sampled = attack.tally["samples"]
         ours: set[int] = set()
 
         def sample(
-            db: Connection[Any], waits: Counter[tuple[Any, ...]] = waits, attack: Attack = attack
+            db: Connection[Any], waits: set[tuple[Any, ...]] = waits, attack: Attack = attack
         ) -> None:
             attack.count("samples")
             waits.update(db.execute(WAITS).fetchall())
@@ -222,6 +266,8 @@ def test_a_load_meets_no_error_beside_us_that_it_does_not_meet_alone(
 
         with host_databases.installed(schema) as host:
             run(host.db, SLOW_TRIGGER)
+            let_the_log_tell(host.db)
+            truncated = {oid for (oid,) in run(host.db, TRUNCATED)}
             before = server.log_file.stat().st_size
             for seed in seeds:
                 with (
@@ -240,9 +286,7 @@ def test_a_load_meets_no_error_beside_us_that_it_does_not_meet_alone(
             assert_right(host.db)
             failed = one(host.db, "select sum(failed) from builder_score.worker_status")
             recalculated = one(host.db, "select recalculated from builder_score.health")
-        with server.log_file.open(encoding="utf-8") as log:
-            log.seek(before)
-            text = log.read()
+        text = log_since(server, before)
         reports = deadlocks(text)
         waited = waits_for_others(text, ours)
 
@@ -255,15 +299,18 @@ def test_a_load_meets_no_error_beside_us_that_it_does_not_meet_alone(
         assert set(beside_us) <= expected
         if kind == "truncating":
             # a worker may wait for a TRUNCATE, for one lock_timeout, while it holds nobody
-            waited = [report for report in waited if " on relation " not in report]
-            waits = Counter({wait: n for wait, n in waits.items() if wait[0] != "relation"})
+            tables = re.compile(rf" on relation (?:{'|'.join(map(str, truncated))}) ")
+            waited = [report for report in waited if not tables.search(report)]
+            waits = {wait for wait in waits if wait[2] not in truncated}
         unexcused = [report for report in waited if AMID_AN_UPDATE not in report]
         assert not unexcused, "\n".join(unexcused)
-        assert not waits or waited, waits
+        # these are for who updates; what else ends before it is logged would be seen here alone
+        assert {lock for lock, *_ in waits} <= ({"transactionid"} if waited else set()), waits
+        assert attack.tally["samples"] > sampled
         assert not reports or kind == "unordered", "\n".join(reports)
         # recalculate() queues for a row like any client; a worker, or what our triggers do, never
         by_us = [report for report in reports if re.search("call builder_score|_queue", report)]
-        assert not [report for report in by_us if AMID_AN_UPDATE not in report], "\n".join(by_us)
+        assert not by_us, "\n".join(by_us)
         assert failed == 0
 
         attack.count("transactions", committed["transactions"])
@@ -277,6 +324,35 @@ def test_a_load_meets_no_error_beside_us_that_it_does_not_meet_alone(
 # what a load would meet once in a while, in a fixed order --------------------------------------
 
 
+def test_the_log_tells_of_a_workers_deadlock_that_its_batch_has_caught(
+    server: PrivateCluster, db: Connection[Any], sessions: Sessions
+) -> None:
+    """The control of what is asserted of a load: the load's reader sees what no client is told."""
+    configure(db, debounce_window="0")
+    add_user(db, "ann", bio="bio")
+    run(db, TALLY)
+    install_gates(db)
+    worker, application, keeper = sessions("worker"), sessions("application"), sessions("keeper")
+    application.run("set deadlock_timeout = '1min'")  # it is the worker that looks, and gives way
+    before = server.log_file.stat().st_size
+    worker.run("set log_lock_waits = on; set deadlock_timeout = '10ms'")
+    application.run("begin")
+    application.run("update tally set changes = 0")
+    with batch_stopped(worker, keeper, "after computing"):
+        application.start("update users set headline = 'a headline'")
+        application.waits_for(worker)
+    application.finish()
+    application.run("commit")
+    assert one(db, "select last_error from builder_score.health").startswith("40P01: ")
+    text = log_since(server, before)
+    assert deadlocks(text) == []
+    assert waits_for_others(text, {worker.pid, keeper.pid, application.pid}) == []
+    (told,) = waits_for_others(text, {worker.pid, keeper.pid})
+    assert "detected deadlock while waiting for" in told
+    settle(db)
+    assert_right(db)
+
+
 def test_a_deadlock_by_way_of_a_trigger_of_the_hosts_is_not_the_applications_end(
     db: Connection[Any], sessions: Sessions
 ) -> None:
@@ -284,21 +360,7 @@ def test_a_deadlock_by_way_of_a_trigger_of_the_hosts_is_not_the_applications_end
     configure(db, debounce_window="0")
     for number in range(200):
         add_user(db, f"user{number}", bio="bio")
-    run(
-        db,
-        """
-        create table tally (changes integer);
-        insert into tally values (0);
-        grant select, update on tally to builder_score_owner;
-        create function count_change() returns trigger language plpgsql as $$
-        begin
-            update public.tally set changes = changes + 1;
-            return new;
-        end $$;
-        create trigger count_change after update of builder_score on users
-            for each row execute function count_change();
-        """,
-    )
+    run(db, TALLY)
     application, worker = sessions("application"), sessions("worker")
     application.run("begin")
     application.run("update tally set changes = 0")

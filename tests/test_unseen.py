@@ -189,7 +189,8 @@ def test_verify_finds_whom_it_concerns_and_repairs_them(
     host_databases: HostDatabases, attack: Attack, unseen: Unseen
 ) -> None:
     for dice in attack.rounds(2):
-        schema = HOSTS[dice.choice(list(HOSTS))]
+        # so that the variants have different hosts, and two rounds of them have all
+        schema = HOSTS[attack.in_turn(list(HOSTS), place=2 * UNSEEN.index(unseen))]
         with host_databases.installed(schema) as host:
             db, community = host.db, Community(host, dice)
             for _ in range(dice.randint(5, 40)):

@@ -2411,6 +2411,7 @@ create function builder_score.score_or_split(
     row_ids bigint[],
     row_users builder_score.user_id[],
     split_until timestamptz,
+    known_code text default null,
     out recalculated integer,
     out changed integer,
     out failed integer,
@@ -2423,29 +2424,34 @@ as $function$
 -- reads: what score_users() reads
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
+-- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
-    v_code text;
+    v_code text := known_code;
     v_message text;
     v_half integer;
     v_users builder_score.user_id[];
     v_rows bigint[];
     v_row_users builder_score.user_id[];
     v_part record;
+    v_other_is_fine boolean := false;
 begin
-    passes := 1;
+    passes := 0;
     failed := 0;
-    begin
-        select s.recalculated, s.changed into recalculated, changed
-        from builder_score.score_users(user_ids, row_ids) as s;
-        perform builder_score.fire_deferred_triggers();
-        return;
-    exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
-        get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
-    end;
+    if known_code is null or cardinality(user_ids) = 1 then
+        passes := 1;
+        begin
+            select s.recalculated, s.changed into recalculated, changed
+            from builder_score.score_users(user_ids, row_ids) as s;
+            perform builder_score.fire_deferred_triggers();
+            return;
+        exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
+            get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
+        end;
+        last_error := format('%s: %s', v_code, v_message);
+    end if;
 
     recalculated := 0;
     changed := 0;
-    last_error := format('%s: %s', v_code, v_message);
     if cardinality(user_ids) = 1 then
         failed := builder_score.is_users_fault(v_code)::integer;
         perform builder_score.record_failure(user_ids[1], row_ids, v_code, v_message);
@@ -2471,7 +2477,9 @@ begin
             continue;
         end if;
 
-        select s.* into v_part from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until) as s;
+        select s.* into v_part
+        from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until, case when v_other_is_fine then v_code end) as s;
+        v_other_is_fine := v_part.last_error is null and builder_score.is_users_fault(v_code);
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
         failed := failed + v_part.failed;
@@ -2481,7 +2489,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 
@@ -2626,14 +2634,18 @@ begin
             -- (b) lock, waiting for nobody
             v_locked := builder_score.lock_users(v_due);
 
+            exit when v_all or cardinality(v_locked) = cardinality(v_due);
             -- A transaction of the application's that called recalculate() for a batch's worth of people, and is still
             -- open, holds them and their rows. They can be neither done nor put off, and are to keep nobody waiting;
-            -- nor are they to leave the batch to the few beside them who are free.
-            exit when v_all
-                or cardinality(v_locked) * 2 >= cardinality(v_due)
+            -- nor are they to leave the batch to the few beside them who are free. (Who is gone is held by nobody.)
+            v_unlocked := array(
+                select d.id
+                from (select x.id from unnest(v_due) as x(id) except select l.id from unnest(v_locked) as l(id)) as d
+                cross join lateral (select from builder_score.host_users as u where u.id = d.id limit 1) as present
+            );
+            exit when cardinality(v_unlocked) * 2 <= cardinality(v_due)
                 or cardinality(v_held) >= 20 * v_settings.batch_size
                 or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(v_due);
-            v_unlocked := array(select d.id from unnest(v_due) as d(id) except select l.id from unnest(v_locked) as l(id));
             if cardinality(v_locked) > 0 then
                 v_held := (v_held || v_unlocked)::builder_score.user_id[];     -- what of theirs is free is put off below
             end if;

@@ -10,7 +10,8 @@ from rich.console import Console
 ENDLESS = 1_000_000
 """The columns of what is no terminal: nothing is folded, wrapped or cut there."""
 
-_TRAILING = re.compile(r"[ \t]+(?=\n)")
+# only from where blanks begin: else it takes quadratic time in a wide table
+_TRAILING = re.compile(r"(?<![ \t])[ \t]+(?=\n)")
 
 
 class _Stripped:
