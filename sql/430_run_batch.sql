@@ -210,6 +210,9 @@ begin
         v_error := trouble;
     end protected;
 
+    if clock_timestamp() < v_began then
+        perform builder_score.note_clock_set_back();    -- meanwhile: what was put off above was put off by the old one
+    end if;
     if chosen > 0 or v_error is not null then
         v_minute := date_trunc('minute', clock_timestamp());
         update builder_score.worker_status as w

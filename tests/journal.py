@@ -303,8 +303,10 @@ def assert_kept(
     there = set(db.execute("select client, number from ledger").fetchall())
     required = set[tuple[str, int]]().union(*(group.acknowledged() for group in groups))
     assert (required if at_least is None else at_least) <= there
+    for group in groups:
+        fates = {entry.fate for client in group.each for entry in client.journal}
+        assert "committed" in fates, "a group was idle"
     for client in (client for group in groups for client in group.each):
-        assert any(entry.fate == "committed" for entry in client.journal), f"{client.name}: idle"
         acknowledged: list[bool] = []
         for entry in client.journal:
             is_there = (client.name, entry.number) in there

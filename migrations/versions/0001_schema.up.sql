@@ -2182,6 +2182,20 @@ $function$;
 comment on function builder_score.rows_beyond(timestamptz, integer) is
     'Queue rows that wait beyond a moment, those that wait for longest, some of each kind and priority.';
 
+create function builder_score.note_clock_set_back() returns void
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: host
+-- Not waiting for whoever attaches.
+    update builder_score.host as h
+    set clock_set_back = true
+    where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
+$function$;
+
+comment on function builder_score.note_clock_set_back() is 'Has the next batch bring forward what waits by a clock that was set back.';
+
 create function builder_score.clock_was_set_back() returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -2197,11 +2211,8 @@ begin
         return true;
     end if;
     if exists (select from builder_score.worker_status as w where w.heartbeat_at > v_now)
-       or exists (select from builder_score.rows_beyond(v_now + builder_score.longest_delay(), 1) as r where r.enqueued_at > v_now) then
-        -- not waiting for whoever attaches
-        update builder_score.host as h
-        set clock_set_back = true
-        where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
+       or exists (select from builder_score.rows_beyond(v_now + builder_score.longest_delay(), 10) as r where r.enqueued_at > v_now) then
+        perform builder_score.note_clock_set_back();
         return true;
     end if;
     return false;
@@ -2752,6 +2763,9 @@ begin
         v_error := trouble;
     end protected;
 
+    if clock_timestamp() < v_began then
+        perform builder_score.note_clock_set_back();    -- meanwhile: what was put off above was put off by the old one
+    end if;
     if chosen > 0 or v_error is not null then
         v_minute := date_trunc('minute', clock_timestamp());
         update builder_score.worker_status as w
