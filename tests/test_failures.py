@@ -127,6 +127,25 @@ def test_a_poison_user_is_found_by_halving_and_the_rest_commit(
     assert left == (poisoned,)
 
 
+def test_whoever_it_is_halving_keeps_to_its_bound(db: Connection[Any]) -> None:
+    # of a number that is not halved evenly
+    poison(db)
+    add_people(db, 10, 0)
+    drain(db)
+    for place in range(10):
+        (name,) = db.execute(
+            "update users set username = 'poison' where id ="
+            " (select id from users order by id offset %s limit 1) returning email",
+            [place],
+        ).fetchall()[0]
+        before = run(db)["passes"]
+        db.execute("update users set headline = case when headline is null then 'x' end")
+        drain(db)
+        assert 3 < run(db)["passes"] - before <= 2 * (log2(10) + 1)
+        db.execute("update users set username = %s where username = 'poison'", [name])
+        try_again(db)
+
+
 def test_a_batch_without_failures_is_one_pass(db: Connection[Any]) -> None:
     add_people(db, 64, 0)
     drain(db)
