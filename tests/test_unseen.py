@@ -77,7 +77,7 @@ class Community:
     def _invite(self) -> None:
         for project, user in zip(self._some("projects"), self._some("users"), strict=False):
             if not self.app.run(
-                "select from project_collaborators where project_id = %s and user_id = %s",
+                "select 1 from project_collaborators where project_id = %s and user_id = %s",
                 *(project, user),
             ):
                 self.app.invite(project, user, self.dice.choice(["confirmed", "pending"]))
