@@ -110,8 +110,8 @@ class Transaction:
     locked: set[str] = field(default_factory=set[str])
     """Users whose rows nobody else can write."""
     truncates: bool = False
-    recalculated: list[str] = field(default_factory=list[str])
-    """Users whose scores it has written."""
+    recalculated: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+    """Users whose scores it has written, and what was asked for by then."""
     outdated: bool = False
     """Whether the statuses that count have changed since its begin: it may ask for too many."""
     saved: Transaction | None = None
@@ -167,6 +167,12 @@ class Transaction:
 
     def ask(self, user: str, forced: bool = False) -> None:
         self.asked.users.append((user, forced))
+
+    def recalculate(self, user: str) -> None:
+        """Write the user's score: it answers what the others have asked for, and itself."""
+        self.asked.users = [ask for ask in self.asked.users if ask[0] != user]
+        self.recalculated.append((user, self.app.sequence))
+        self.locked.add(user)
 
     def save(self) -> None:
         asked = replace(

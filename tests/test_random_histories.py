@@ -111,8 +111,7 @@ class Histories(Steps):
         assert not refused
         assert who not in self.poisoned
         if session in self.open:
-            seen.recalculated.append(who)
-            seen.locked.add(who)
+            seen.recalculate(who)
             return
         self._note(self.app.sequence, forced=True)
         standing = self._standing()
@@ -133,6 +132,7 @@ class Histories(Steps):
     @precondition(lambda self: self.batch is None and self.app.attached and not self.paused)
     def batch_begins(self) -> None:
         """A worker's batch, which takes its time to commit."""
+        self.app.expand()  # as the batch does: until it ends, a project may come to be another's
         run(self.stage.sessions["batch"], "begin; select builder_score.run_batch('resident')")
         self.batch = self.app.sequence
         self.sure = False
@@ -142,7 +142,6 @@ class Histories(Steps):
     def batch_ends(self, crashes: bool) -> None:
         assert self.batch is not None
         run(self.stage.sessions["batch"], "rollback" if crashes else "commit")
-        self.app.expand()
         self._note(self.batch)
         self.batch = None
         if not self.excluded:
