@@ -254,7 +254,7 @@ begin
         exception
             when sqlstate 'BS001' then
                 exit;
-            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege or internal_error then
                 -- detached or uninstalled while we slept, or waited for the lock of whoever does it; else an error
                 exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
                 exit when not builder_score.may_go_on();
@@ -328,8 +328,9 @@ begin
             perform builder_score.purge_job_runs();
         end if;
     exception
-        when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
-            -- as in the loop below: the run that we waited for may have ended because we are being uninstalled
+        when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege or internal_error then
+            -- as in the loop below: the run that we waited for may have ended because we are being uninstalled;
+            -- a function that is dropped as it is looked up is an internal error
             if pg_catalog.to_regprocedure('builder_score.may_go_on()') is not null then
                 if builder_score.may_go_on() then
                     raise;
@@ -355,7 +356,7 @@ begin
         exception
             when sqlstate 'BS001' then
                 exit;
-            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege then
+            when undefined_table or undefined_function or invalid_schema_name or insufficient_privilege or internal_error then
                 -- detached or uninstalled while we slept, or waited for the lock of whoever does it; else an error
                 exit when pg_catalog.to_regprocedure('builder_score.may_go_on()') is null;
                 exit when not builder_score.may_go_on();
