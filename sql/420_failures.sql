@@ -1,5 +1,6 @@
--- When a batch cannot take a user now, or cannot score one.
--- reads: settings, score_state          writes: score_recalc_queue, score_state, score_dead_letter
+-- When a batch cannot take a user now, or cannot score one; and what waits by a clock that was set back.
+-- reads: settings, score_recalc_queue, score_state, host, worker_status
+-- writes: score_recalc_queue, score_state, score_dead_letter, host, worker_status
 
 create function builder_score.is_users_fault(sqlstate text) returns boolean
 language sql immutable parallel safe

@@ -25,7 +25,6 @@ declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
     v_window interval;
-    v_longest timestamptz;
     v_number bigint;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
@@ -43,7 +42,6 @@ begin
     select s.* into strict v_settings from builder_score.settings as s;
     -- in seconds: a window of a day is 24 hours also on the day that the clocks change
     v_window := make_interval(secs => extract(epoch from v_settings.debounce_window)::double precision);
-    v_longest := clock_timestamp() + builder_score.longest_delay();
     perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
     -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
     perform set_config('synchronous_commit', 'off', true);
@@ -63,7 +61,7 @@ begin
         -- set of users before any of them is computed
         perform builder_score.keep_statuses_change_past();
         if builder_score.clock_was_set_back() then
-            chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+            chosen := builder_score.bring_forward(clock_timestamp() + builder_score.longest_delay(), 20 * v_settings.batch_size);
             -- A batch of its own, for it may hold rows that another worker is about to delete. What it could not take
             -- is in somebody's hands, and keeps nobody waiting.
             if chosen > 0 or not (select h.clock_set_back from builder_score.host as h) then

@@ -2104,8 +2104,9 @@ $function$;
 comment on function builder_score.score_users(builder_score.user_id[], bigint[]) is
     'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows.';
 
--- When a batch cannot take a user now, or cannot score one.
--- reads: settings, score_state          writes: score_recalc_queue, score_state, score_dead_letter
+-- When a batch cannot take a user now, or cannot score one; and what waits by a clock that was set back.
+-- reads: settings, score_recalc_queue, score_state, host, worker_status
+-- writes: score_recalc_queue, score_state, score_dead_letter, host, worker_status
 
 create function builder_score.is_users_fault(sqlstate text) returns boolean
 language sql immutable parallel safe
@@ -2578,7 +2579,6 @@ declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
     v_window interval;
-    v_longest timestamptz;
     v_number bigint;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
@@ -2596,7 +2596,6 @@ begin
     select s.* into strict v_settings from builder_score.settings as s;
     -- in seconds: a window of a day is 24 hours also on the day that the clocks change
     v_window := make_interval(secs => extract(epoch from v_settings.debounce_window)::double precision);
-    v_longest := clock_timestamp() + builder_score.longest_delay();
     perform set_config('lock_timeout', format('%sms', greatest(1, floor(extract(epoch from v_settings.lock_timeout) * 1000))), true);
     -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
     perform set_config('synchronous_commit', 'off', true);
@@ -2616,7 +2615,7 @@ begin
         -- set of users before any of them is computed
         perform builder_score.keep_statuses_change_past();
         if builder_score.clock_was_set_back() then
-            chosen := builder_score.bring_forward(v_longest, 20 * v_settings.batch_size);
+            chosen := builder_score.bring_forward(clock_timestamp() + builder_score.longest_delay(), 20 * v_settings.batch_size);
             -- A batch of its own, for it may hold rows that another worker is about to delete. What it could not take
             -- is in somebody's hands, and keeps nobody waiting.
             if chosen > 0 or not (select h.clock_set_back from builder_score.host as h) then
