@@ -1,4 +1,4 @@
-.PHONY: demo test soak test-matrix lint style format clean
+.PHONY: demo test soak bench test-matrix lint style format clean
 .DEFAULT_GOAL := test
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -28,6 +28,11 @@ soak: ## the tests that attack (tests/attacks.py), for long; their figures go to
 	@.ci/install test
 	$(bin)/pytest -m attack --numprocesses=$(soakers) --dist=loadfile \
 	    $(if $(ARGS),$(ARGS),--soak=$(MINUTES) --attack-report=benchmarks/results/soak.md)
+
+# Not part of CI. ARGS: --quick, --full, --list, names; alone on its machine, for half an hour.
+bench: ## what it costs, how fast and how fresh it is, beside what else could be taken; into benchmarks/results/
+	@.ci/install bench
+	$(bin)/python -m benchmarks $(ARGS)
 
 # Not part of CI: minutes a version. The logs, and the Debian for PostgreSQL 17, which takes root, are in .matrix;
 # VERSIONS="16 18" leaves out the others.
