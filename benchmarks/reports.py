@@ -3,12 +3,13 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Ratio
+from benchmarks.plots import Plot
 from benchmarks.scales import Scale
 
 RESULTS = Path(__file__).parent / "results"
@@ -69,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A further table, or a plot's place: any cells."""
+    """A further table: any cells."""
 
     title: str
     headings: Sequence[str]
@@ -86,7 +87,7 @@ class Report:
         figures: The figures of the summary, those with something to reach first.
         tables: Further tables.
         remarks: Paragraphs below the figures: what was done, in words.
-        plots: File names of PNGs beside the page, by what they show.
+        plots: PNGs, drawn beside the page.
         server: What it ran on, from `servers.describe`.
     """
 
@@ -95,15 +96,17 @@ class Report:
     figures: Sequence[Figure]
     tables: Sequence[Table] = ()
     remarks: Sequence[str] = ()
-    plots: Mapping[str, str] = field(default_factory=dict[str, str])
+    plots: Sequence[Plot] = ()
     server: str = ""
 
     def write(self, directory: Path, scale: Scale) -> None:
-        """Write NAME.md and NAME.json."""
+        """Write NAME.md, NAME.json and the plots."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.name}.json"
         path.write_text(json.dumps(self._data(scale), indent=1, ensure_ascii=False) + "\n", "utf-8")
         (directory / f"{self.name}.md").write_text(self.markdown(scale), "utf-8")
+        for plot in self.plots:
+            plot.write(directory)
 
     def markdown(self, scale: Scale) -> str:
         """The page."""
@@ -113,7 +116,7 @@ class Report:
             f"`make bench ARGS='{_option(scale)}{self.name}'`, on {os.cpu_count()} cores.{server}",
             _table(_HEADINGS, [figure.cells() for figure in self.figures]),
             *self.remarks,
-            *(f"![{what}]({file})" for what, file in self.plots.items()),
+            *(f"![{plot.what}]({plot.file})" for plot in self.plots),
         ]
         for table in self.tables:
             parts += [f"## {table.title}", _table(table.headings, table.rows)]
