@@ -1842,10 +1842,13 @@ create function builder_score.choose_due(
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
 -- all_of_them: whether no due row was left out
+-- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 declare
     v_now constant timestamptz := clock_timestamp();
     -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
