@@ -11,7 +11,8 @@ select person_id(n),
        case when chance(n, 5) < 0.5 then (array['developer', 'designer', 'hardware', 'writer'])[1 + (chance(n, 6) * 3)::integer] end,
        case when chance(n, 7) < 0.8 then 'Europe/Lisbon' end,
        case when chance(n, 8) < 0.3 then jsonb_build_object('web', 'https://person' || n || '.example') else '{}' end,
-       now() - chance(n, 9) * interval '1500 days', now()
+       -- ages are whole days and a half: nobody grows a day older while a benchmark runs
+       now() - floor(chance(n, 9) * 1500) * interval '1 day' - interval '12 hours', now()
 from generate_series(1, :people) as n;
 
 create temporary table owned as
