@@ -7,9 +7,9 @@
 Two projects a person and one and a half collaborations, on average: a third of the people have no
 project, one in two hundred has forty. The distribution is per person, so that it is the same
 whatever the number of people, and so are the rows: nothing is random but by a hash of the row's
-number. The id of person or project n is what the SQL functions person_id(n) and project_id(n) of
-the database return, and the Python functions below spell out: the number itself, or a hash of it as
-uuid, so that ids that follow one another are on different pages.
+number. The id of person, project or collaboration n is what the SQL functions person_id(n) and so
+on of the database return, and the Python functions below spell out: the number itself, or a hash of
+it as uuid, so that ids that follow one another are on different pages.
 """
 
 import re
@@ -35,12 +35,21 @@ _DECLARATION = {
 
 def person_id(n: str, key: Key = "uuid") -> str:
     """The SQL of the id of person n, where n is SQL itself."""
-    return f"md5('person' || {n})::uuid" if key == "uuid" else f"({n})::bigint"
+    return _id("person", n, key)
 
 
 def project_id(n: str, key: Key = "uuid") -> str:
-    """The SQL of the id of project n, where n is SQL itself; numbers begin at 1, with no gap."""
-    return f"md5('project' || {n})::uuid" if key == "uuid" else f"({n})::bigint"
+    """The SQL of the id of project n, where n is SQL itself."""
+    return _id("project", n, key)
+
+
+def collaboration_id(n: str, key: Key = "uuid") -> str:
+    """The SQL of the id of collaboration n, where n is SQL itself."""
+    return _id("collaboration", n, key)
+
+
+def _id(kind: str, n: str, key: Key) -> str:
+    return f"md5('{kind}' || {n})::uuid" if key == "uuid" else f"({n})::bigint"
 
 
 def fill(cluster: PrivateCluster, database: str, people: int, *, key: Key = "uuid") -> None:
@@ -53,13 +62,14 @@ def fill(cluster: PrivateCluster, database: str, people: int, *, key: Key = "uui
             "key": key,
             "person_id": person_id("n", key),
             "project_id": project_id("n", key),
+            "collaboration_id": collaboration_id("n", key),
             "people": str(people),
         }
         script = "".join(_script(name, values) for name in ("tables", "rows"))
         seconds = wall(lambda: db.execute(script.encode()))
         if key == "bigint":
             # Ids of rows that are inserted later come behind these.
-            for table in ("users", "projects"):
+            for table in ("users", "projects", "project_collaborators"):
                 db.execute(
                     sql.SQL(
                         "select setval(pg_get_serial_sequence({}, 'id'), max(id)) from {}"

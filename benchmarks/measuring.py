@@ -62,7 +62,21 @@ def wall(action: Callable[[], object]) -> float:
 
 def cpu_seconds(pid: int) -> float:
     """Return the seconds of processor time that a process has used; a hundredth is the finest."""
+    return _processor_times(pid)[0]
+
+
+def cpu_seconds_of_children(pid: int) -> float:
+    """Return the seconds that the children of a process have used that have ended."""
+    return _processor_times(pid)[1]
+
+
+def children(pid: int) -> set[int]:
+    """Return the ids of a process's children."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def _processor_times(pid: int) -> tuple[float, float]:
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     # The second field is the program's name in brackets, and may hold anything.
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    fields = [int(field) for field in stat.rpartition(")")[2].split()[11:15]]
+    return (fields[0] + fields[1]) / TICKS, (fields[2] + fields[3]) / TICKS

@@ -37,6 +37,7 @@ def server(
         # No checkpoint comes at random: what it writes would belong to one side alone.
         "checkpoint_timeout": "1h",
         "max_wal_size": scale.pick(smoke="1GB", quick="16GB", ordinary="32GB", full="64GB"),
+        **scale.pick(smoke={"fsync": False, "deadlock_timeout": "50ms"}, quick={}, ordinary={}),
         **settings,
     }
     base = None if scale is Scale.SMOKE else _disk()

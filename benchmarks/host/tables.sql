@@ -8,6 +8,7 @@ return (hashint8extended(n, salt) & 9223372036854775807) / 9223372036854775807.0
 
 create function person_id(n bigint) returns :key language sql immutable parallel safe return :person_id;
 create function project_id(n bigint) returns :key language sql immutable parallel safe return :project_id;
+create function collaboration_id(n bigint) returns :key language sql immutable parallel safe return :collaboration_id;
 
 create table users (
     id :declaration,
