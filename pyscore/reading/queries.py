@@ -96,8 +96,10 @@ def scores(host: HostUsers, user_ids: Sequence[str]) -> Selected:
         .table_valued("id", with_ordinality="place")
         .render_derived(name="asked")
     )
-    return _select(cast(asked.c.place, BigInteger), _text(users.c.builder_score)).join_from(
-        asked, users, users.c.id == asked.c.id
+    # one probe each: a plain join may scan all users for a few
+    found = select(users.c.builder_score).where(users.c.id == asked.c.id).limit(1).lateral("found")
+    return _select(cast(asked.c.place, BigInteger), _text(found.c.builder_score)).join_from(
+        asked, found, true()
     )
 
 
@@ -115,10 +117,12 @@ def by_username(host: HostUsers, name: str) -> Selected:
         same = users.c.username == _typed(name, type_name)
     else:
         same = _text(users.c.username) == _typed(name, "text")
+    # offset 0: without statistics the planner would look for the name in all users, by id
+    named = select(users.c.id, users.c.username, users.c.builder_score).where(same).offset(0)
+    found = named.subquery("named")
     return (
-        _select(users.c.id, _text(users.c.username), _text(users.c.builder_score))
-        .where(same)
-        .order_by(users.c.id)
+        _select(found.c.id, _text(found.c.username), _text(found.c.builder_score))
+        .order_by(found.c.id)
         .limit(1)
     )
 

@@ -1,0 +1,149 @@
+"""Every look of a batch goes by an index and reads what the batch is worth, however long the queue.
+
+With statistics, without any, and with those of tables that were empty; by plans for the values that
+are asked for, and by those for any.
+"""
+
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+
+from tests.community import one
+from tests.host_databases import HostDatabase, HostDatabases
+from tests.host_schemas import HOSTS
+from tests.plans import PlanMode, Recording, fill, planning, recorded
+from tests.statements import run
+
+PEOPLE = 20_000
+BATCH = 50
+
+BIG = ("users", "projects", "project_collaborators", "score_state", "score_recalc_queue")
+
+BACKLOG = f"""
+    update builder_score.settings set batch_size = {BATCH};
+    insert into builder_score.score_recalc_queue (user_id, priority, reason, not_before)
+        select user_id, 20, 'test', now() - interval '1 hour' from builder_score.score_state;
+    insert into builder_score.score_recalc_queue (project_id, priority, reason, not_before)
+        select id, 10, 'test', now() - interval '1 hour' from projects limit {PEOPLE};
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("reference", "none"),
+        ("reference", "of empty tables"),
+        ("reference", "analyzed"),
+        ("bigint ids and checked statuses", "of empty tables"),
+    ],
+    ids=lambda param: ", ".join(param),
+)
+def backlog(
+    host_databases: HostDatabases, request: pytest.FixtureRequest
+) -> Iterator[HostDatabase]:
+    """Everyone is due, and half of the projects; nothing that a test does is committed."""
+    name, statistics = request.param
+    with host_databases.installed(HOSTS[name]) as host:
+        for table in ("score_recalc_queue", "score_state"):
+            run(host.db, f"alter table builder_score.{table} set (autovacuum_enabled = false)")
+        if statistics == "of empty tables":
+            run(host.db, "analyze")
+        fill(host.db, HOSTS[name], PEOPLE)
+        run(host.db, BACKLOG)
+        if statistics == "analyzed":
+            run(host.db, "analyze")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def batches(backlog: HostDatabase) -> dict[PlanMode, Recording]:
+    """What one batch runs, by how it is planned."""
+    found: dict[PlanMode, Recording] = {}
+    for mode in get_args(PlanMode):
+        with planning(backlog.address, mode) as db, recorded(db) as batch:
+            done = one(db, "select recalculated from builder_score.run_batch('drain')")
+        assert 0 < done <= BATCH
+        found[mode] = batch
+    return found
+
+
+@pytest.fixture(params=get_args(PlanMode))
+def batch(batches: dict[PlanMode, Recording], request: pytest.FixtureRequest) -> Recording:
+    """What one batch runs."""
+    return batches[request.param]
+
+
+def test_no_look_reads_more_than_the_batch_is_worth(batch: Recording) -> None:
+    assert None not in batch.indexes(*BIG)
+    # expand_projects() takes twenty batches' worth, each with an owner and a collaborator
+    assert max(scan.rows for scan in batch.scans(*BIG)) <= 2 * 20 * BATCH
+    assert batch.sorted_rows <= 2 * 20 * BATCH
+    assert batch.compiled == []
+
+
+def test_choosing_reads_a_batch_in_order(batch: Recording) -> None:
+    choosing = batch.of("choose_due")
+    assert choosing.indexes("score_recalc_queue") == {"score_recalc_queue_due"}
+    # of each of the three priorities
+    assert choosing.rows <= 3 * BATCH
+    assert choosing.blocks <= 3 * BATCH
+    assert choosing.sorted_rows <= 3 * BATCH
+
+
+def test_expanding_reads_as_many_projects_as_it_takes(batch: Recording) -> None:
+    expanding = batch.of("expand_projects")
+    # the oldest in order, and then each by its id
+    assert expanding.indexes("score_recalc_queue") == {
+        "score_recalc_queue_project_due",
+        "score_recalc_queue_pkey",
+    }
+    assert expanding.rows <= 2 * 20 * BATCH
+    assert None not in expanding.indexes("projects", "project_collaborators")
+
+
+def test_locking_probes_each_user(batch: Recording) -> None:
+    locking = batch.of("lock_users")
+    assert locking.indexes("users") == {"users_pkey"}
+    assert locking.rows <= 4 * BATCH
+
+
+def test_reading_again_probes_each_user(batch: Recording) -> None:
+    again = Recording(s for s in batch.of("run_batch") if "candidate" in s.query)
+    assert again.indexes("score_recalc_queue") == {"score_recalc_queue_user"}
+    assert again.indexes("score_state") == {"score_state_pkey"}
+    assert again.indexes("users") == {"users_pkey"}
+    assert again.rows <= 4 * BATCH
+
+
+def test_computing_probes_each_user_and_project(batch: Recording) -> None:
+    computing = batch.of("compute")
+    assert None not in computing.indexes("users", "projects", "project_collaborators")
+    assert computing.rows <= 4 * BATCH
+    assert computing.sorted_rows == 0
+
+
+def test_writing_probes_each_row(batch: Recording) -> None:
+    assert batch.of("write_scores").indexes("users") == {"users_pkey"}
+    assert batch.of("write_scores").rows <= 2 * BATCH
+    scoring = batch.of("score_users")
+    assert scoring.indexes("score_recalc_queue") == {"score_recalc_queue_pkey"}
+    assert scoring.indexes("users") == {"users_pkey"}
+    # each has a row or two
+    assert max(scan.rows for scan in scoring.scans("score_recalc_queue", "users")) <= 4 * BATCH
+    upserts = [
+        node["Conflict Arbiter Indexes"]
+        for statement in scoring
+        for node in statement.nodes
+        if "Conflict Arbiter Indexes" in node
+    ]
+    assert upserts == [["score_state_pkey"]]
+
+
+@pytest.mark.parametrize("view", ["health", "queue_by_priority"])
+def test_a_look_at_the_queue_goes_through_it_once(backlog: HostDatabase, view: str) -> None:
+    with planning(backlog.address, "generic") as db, recorded(db) as look:
+        db.execute(f"select * from builder_score.{view}".encode())
+    assert sum(scan.rows for scan in look.scans("score_recalc_queue")) <= 2 * PEOPLE
+    assert look.sorted_rows <= 10
+    assert look.compiled == []
