@@ -91,6 +91,8 @@ class CeleryWorkers:
 
     def queued(self) -> int:
         """How many tasks no process has taken yet."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"celery has ended:\n{Path(self._log.name).read_text()}")
         return self._redis.llen(QUEUE)
 
     def _wait_for_answer(self) -> None:
