@@ -169,6 +169,7 @@ create table builder_score.host (
     refreshed_at timestamptz not null default clock_timestamp(),
     walk_again_after xid8,
     clock_set_back boolean not null default false,
+    counted_at timestamptz default clock_timestamp(),
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -182,6 +183,7 @@ comment on column builder_score.host.refreshed_at is 'When ageing accounts were 
 comment on column builder_score.host.walk_again_after is
     'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
 comment on column builder_score.host.clock_set_back is 'The clock was set back: what waits by the old one is to be brought forward.';
+comment on column builder_score.host.counted_at is 'When score_counts was last compared with score_state; null: it is to be done at once.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)

@@ -233,6 +233,9 @@ begin
             last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
         where w.worker = run_batch.worker;
     end if;
+    if v_number % 8 = 0 then
+        perform builder_score.tidy_score_counts();
+    end if;
     -- COMMIT may queue behind another session's NOTIFY.
     perform set_config('lock_timeout', '1s', true);
 end

@@ -155,16 +155,21 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: host
--- writes: host, backfill
+-- writes: host, backfill, score_counts
 begin
+    perform builder_score.tidy_score_counts();
     -- or in the future, when the clock was set back: what was computed meanwhile has too great an age
     if (select h.refreshed_at < clock_timestamp() - interval '1 day' or h.refreshed_at > clock_timestamp() from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
+    if builder_score.claim_repair_of_score_counts() then
+        perform builder_score.tidy_score_counts(repair => true);
+    end if;
 end
 $function$;
 
-comment on function builder_score.housekeeping() is 'Once a day: begin the walk that refreshes ageing accounts.';
+comment on function builder_score.housekeeping() is
+    'Sum score_counts up; once a day begin the walk that refreshes ageing accounts, and compare score_counts with score_state.';
 
 create function builder_score.purge_job_runs(keep interval default '7 days') returns bigint
 language plpgsql

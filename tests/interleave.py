@@ -230,7 +230,11 @@ def queued(db: Connection[Any]) -> Rows:
 
 
 def assert_right(db: Connection[Any]) -> None:
-    """Nothing is queued, and every score is what compute says, and what the oracle says."""
+    """Nothing is queued, and every score is what compute says, and what the oracle says.
+
+    And as many people have each score as are counted.
+    """
     assert is_quiet(db), f"still queued: {queued(db)}"
     assert db.execute("select * from builder_score.verify()").fetchall() == []
+    assert db.execute("select * from builder_score.verify_score_counts()").fetchall() == []
     oracle.assert_all_right(db)

@@ -126,6 +126,7 @@ OPERATORS_TABLES = {
     "impact_keys",
     "queue_by_priority",
     "scheduled_jobs",
+    "score_counts",
     "score_dead_letter",
     "score_recalc_queue",
     "score_state",
@@ -139,6 +140,7 @@ OPERATORS_TABLES = {
 OPERATORS_ROUTINES = {
     # look
     "column_decimals()",
+    "distribution()",
     "explain(user_id)",
     "find_user(text)",
     "is_pending(user_id)",
@@ -147,12 +149,15 @@ OPERATORS_ROUTINES = {
     "pending(user_id)",
     "recent_rate(timestamp with time zone,bigint,bigint)",
     "scheduler()",
+    "standing(user_id)",
     "unknown_user(user_id)",
     "verify(user_id[])",
+    "verify_score_counts()",
     # recompute, retry
     "enqueue(user_id,integer,text)",
     "enqueue_everyone(text)",
     "recalculate(user_id)",
+    "repair_score_counts()",
     "retry_dead_letters(user_id[])",
     # run the worker
     "beat(text,interval)",

@@ -227,7 +227,7 @@ def test_whatever_touches_the_queue_says_first_what_it_reads_and_writes(
         select oid::regprocedure::text, prosrc from pg_proc
         where pronamespace = 'builder_score'::regnamespace
           and prosrc ~ ('(from|join|into|update) builder_score\.(score_recalc_queue|score_state'
-                        '|score_dead_letter|backfill|worker_status|settings'
+                        '|score_counts|score_dead_letter|backfill|worker_status|settings'
                         '|host_users|host_projects|host_collaborations)\y')
         """
     ).fetchall()

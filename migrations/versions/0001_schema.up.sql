@@ -882,6 +882,7 @@ create table builder_score.host (
     refreshed_at timestamptz not null default clock_timestamp(),
     walk_again_after xid8,
     clock_set_back boolean not null default false,
+    counted_at timestamptz default clock_timestamp(),
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -895,6 +896,7 @@ comment on column builder_score.host.refreshed_at is 'When ageing accounts were 
 comment on column builder_score.host.walk_again_after is
     'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
 comment on column builder_score.host.clock_set_back is 'The clock was set back: what waits by the old one is to be brought forward.';
+comment on column builder_score.host.counted_at is 'When score_counts was last compared with score_state; null: it is to be done at once.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)
@@ -904,6 +906,208 @@ from (select coalesce(nullif(current_setting('builder_score.host_schema', true),
 -- millions of rows: too much for a health that is looked at every second.
 analyze builder_score.settings, builder_score.signals, builder_score.statuses, builder_score.impact_keys,
     builder_score.backfill, builder_score.worker_status, builder_score.host;
+
+-- How many people have each score, so that a rank need not count people: the scores are few.
+-- reads: score_state          writes: score_counts
+
+create table builder_score.score_counts (
+    appended_by xid8 not null default pg_current_xact_id(),
+    id uuid not null default gen_random_uuid(),
+    scores numeric[] not null,
+    people bigint[] not null,
+    stands_for pg_snapshot,
+    written_by xid,
+    constraint score_counts_pkey primary key (appended_by, id)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+create index score_counts_sum on builder_score.score_counts (appended_by) where stands_for is not null;
+
+-- Append-only, so that nobody waits: a row per statement that changed scores, by how many people each score became more
+-- or less common. Now and then all rows are deleted and their sum is appended, in one statement: whatever snapshot looks
+-- at the table, its rows add up to what score_state has in that snapshot.
+comment on table builder_score.score_counts is 'How many people have each score: the sum over all rows. Kept by triggers on score_state.';
+comment on column builder_score.score_counts.appended_by is 'The transaction that appended the row.';
+comment on column builder_score.score_counts.id is 'Tells its rows apart.';
+comment on column builder_score.score_counts.scores is 'Scores that became more or less common.';
+comment on column builder_score.score_counts.people is 'By how many people; parallel to scores.';
+comment on column builder_score.score_counts.stands_for is 'Of a sum: the snapshot whose rows it replaced; null: what one statement changed.';
+comment on column builder_score.score_counts.written_by is
+    'Of a sum: its own xmin, a subtransaction''s as a rule. Another one has a row that was restored, or replicated: its transactions are another server''s.';
+comment on constraint score_counts_pkey on builder_score.score_counts is 'Random, so that it is unique without waiting, on a promoted subscriber too.';
+comment on index builder_score.score_counts_sum is 'Sums, the newest last: one look past all that were deleted, while vacuum is held back.';
+
+create view builder_score.live_score_counts as
+with newest as materialized (
+    select c.ctid as place, c.appended_by, c.scores, c.people,
+           pg_snapshot_xmax(c.stands_for) as first_later,
+           array(select x from pg_snapshot_xip(c.stands_for) as x union select c.appended_by) as unfinished,
+           c.xmin = c.written_by as genuine
+    from builder_score.score_counts as c
+    where c.stands_for is not null
+    order by c.appended_by desc
+    limit 1
+)
+select n.place, n.scores, n.people
+from newest as n
+where n.genuine
+union all
+select c.place, c.scores, c.people
+from newest as n
+cross join lateral (
+    select r.ctid as place, r.scores, r.people
+    from builder_score.score_counts as r
+    where r.appended_by >= n.first_later and r.stands_for is null
+    offset 0
+) as c
+where n.genuine
+union all
+select c.place, c.scores, c.people
+from newest as n
+cross join lateral unnest(n.unfinished) as u(appended_by)
+cross join lateral (
+    select r.ctid as place, r.scores, r.people
+    from builder_score.score_counts as r
+    where r.appended_by = u.appended_by and r.stands_for is null
+    offset 0
+) as c
+where n.genuine and u.appended_by < n.first_later
+union all
+select c.ctid, c.scores, c.people
+from builder_score.score_counts as c
+where not exists (select from newest as n where n.genuine);
+
+-- The table may hold any number of deleted rows for as long as somebody holds back vacuum. So they are not waded through:
+-- what the newest sum did not see was appended by transactions that had not ended by then, and is found by their ids.
+comment on view builder_score.live_score_counts is
+    'All rows of score_counts that can be seen, by a way that does not lead through those deleted before the newest sum.';
+comment on column builder_score.live_score_counts.place is 'ctid of the row.';
+comment on column builder_score.live_score_counts.scores is 'Scores that became more or less common.';
+comment on column builder_score.live_score_counts.people is 'By how many people; parallel to scores.';
+
+create function builder_score.count_scores() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: the rows that the statement wrote
+-- writes: score_counts
+begin
+    if tg_op = 'UPDATE' then
+        insert into builder_score.score_counts (scores, people)
+        select array_agg(g.score), array_agg(g.people)
+        from (
+            select c.score, sum(c.people)::bigint as people
+            from (select o.score, -1 as people from old_states as o union all select n.score, 1 from new_states as n) as c
+            where c.score is not null
+            group by c.score
+            having sum(c.people) <> 0
+        ) as g
+        having count(*) > 0;
+    elsif tg_op = 'INSERT' then
+        insert into builder_score.score_counts (scores, people)
+        select array_agg(g.score), array_agg(g.people)
+        from (select n.score, count(*) as people from new_states as n where n.score is not null group by n.score) as g
+        having count(*) > 0;
+    else
+        insert into builder_score.score_counts (scores, people)
+        select array_agg(g.score), array_agg(g.people)
+        from (select o.score, -count(*) as people from old_states as o where o.score is not null group by o.score) as g
+        having count(*) > 0;
+    end if;
+    return null;
+end
+$function$;
+
+comment on function builder_score.count_scores() is 'Trigger: appends by how many people each score became more or less common.';
+
+create function builder_score.truncate_score_counts() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: score_counts
+-- As TRUNCATE itself, whatever the snapshot: nobody else has a change of score_state under way.
+begin
+    truncate builder_score.score_counts;
+    return null;
+end
+$function$;
+
+comment on function builder_score.truncate_score_counts() is 'Trigger: nobody has a score any more.';
+
+create function builder_score.leave_out_score_counts() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+begin
+    return null;
+end
+$function$;
+
+comment on function builder_score.leave_out_score_counts() is 'Trigger: leaves a row out.';
+
+-- Where a data-only restore fires triggers, those above count the rows of score_state; where it fires none, this one leaves none out.
+create trigger leave_out_restored before insert on builder_score.score_counts
+    for each row when (new.appended_by <> pg_current_xact_id()) execute function builder_score.leave_out_score_counts();
+
+comment on trigger leave_out_restored on builder_score.score_counts is
+    'What a restore brings is left out where triggers fire: they have counted it.';
+
+create trigger count_inserted after insert on builder_score.score_state
+    referencing new table as new_states for each statement execute function builder_score.count_scores();
+create trigger count_updated after update on builder_score.score_state
+    referencing old table as old_states new table as new_states for each statement execute function builder_score.count_scores();
+create trigger count_deleted after delete on builder_score.score_state
+    referencing old table as old_states for each statement execute function builder_score.count_scores();
+create trigger count_truncated after truncate on builder_score.score_state
+    for each statement execute function builder_score.truncate_score_counts();
+
+comment on trigger count_inserted on builder_score.score_state is 'Keeps score_counts.';
+comment on trigger count_updated on builder_score.score_state is 'Keeps score_counts.';
+comment on trigger count_deleted on builder_score.score_state is 'Keeps score_counts.';
+comment on trigger count_truncated on builder_score.score_state is 'Keeps score_counts.';
+
+create function builder_score.compact_score_counts(at_least integer default 8) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
+as $function$
+-- reads: score_counts
+-- writes: score_counts
+-- One at a time; who comes second has nothing to do. In an older snapshot than the lock's the rows may be gone already.
+declare
+    v_written_by xid;
+begin
+    if (select count(*) from (select from builder_score.live_score_counts limit at_least) as l) < at_least
+       or current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
+       or not pg_try_advisory_xact_lock(1651271539, 4) then
+        return false;
+    end if;
+    insert into builder_score.score_counts as c (scores, people) values ('{}', '{}') returning c.xmin into v_written_by;
+    with gone as (
+        delete from builder_score.score_counts as c
+        where c.ctid = any(array(select l.place from builder_score.live_score_counts as l))
+        returning c.scores, c.people
+    ),
+    summed as (
+        select r.score, sum(r.people)::bigint as people
+        from gone as g
+        cross join lateral unnest(g.scores, g.people) as r(score, people)
+        group by r.score
+        having sum(r.people) <> 0
+    )
+    insert into builder_score.score_counts (scores, people, stands_for, written_by)
+    select coalesce(array_agg(s.score order by s.score), '{}'), coalesce(array_agg(s.people order by s.score), '{}'),
+           pg_current_snapshot(), v_written_by
+    from summed as s;
+    return true;
+end
+$function$;
+
+comment on function builder_score.compact_score_counts(integer) is
+    'Where there are so many rows in score_counts, puts their sum in their place. Waits for nobody, and makes nobody wait. Says whether it did.';
 
 -- How one stored value is read. People type these values: nothing that a column can hold may raise.
 -- Standard-conforming bodies, so that names are bound here and the planner can inline them.
@@ -2790,6 +2994,9 @@ begin
             last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
         where w.worker = run_batch.worker;
     end if;
+    if v_number % 8 = 0 then
+        perform builder_score.tidy_score_counts();
+    end if;
     -- COMMIT may queue behind another session's NOTIFY.
     perform set_config('lock_timeout', '1s', true);
 end
@@ -2955,16 +3162,21 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: host
--- writes: host, backfill
+-- writes: host, backfill, score_counts
 begin
+    perform builder_score.tidy_score_counts();
     -- or in the future, when the clock was set back: what was computed meanwhile has too great an age
     if (select h.refreshed_at < clock_timestamp() - interval '1 day' or h.refreshed_at > clock_timestamp() from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
+    if builder_score.claim_repair_of_score_counts() then
+        perform builder_score.tidy_score_counts(repair => true);
+    end if;
 end
 $function$;
 
-comment on function builder_score.housekeeping() is 'Once a day: begin the walk that refreshes ageing accounts.';
+comment on function builder_score.housekeeping() is
+    'Sum score_counts up; once a day begin the walk that refreshes ageing accounts, and compare score_counts with score_state.';
 
 create function builder_score.purge_job_runs(keep interval default '7 days') returns bigint
 language plpgsql
@@ -3581,6 +3793,191 @@ comment on column builder_score.health.recalculated_per_second is 'Recalculation
 comment on column builder_score.health.last_batch_at is 'End of the last batch that had work.';
 comment on column builder_score.health.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.health.last_error_at is 'When.';
+
+-- Where a user stands among all, how scores are distributed, and whether the counts that this rests on are right.
+-- reads: score_counts, score_state, host_users          writes: score_counts, in repair_score_counts() alone
+
+create function builder_score.distribution() returns table (score numeric, people bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
+as $function$
+-- reads: score_counts
+-- writes: nothing
+    select r.score, sum(r.people)::bigint
+    from builder_score.live_score_counts as c
+    cross join lateral unnest(c.scores, c.people) as r(score, people)
+    group by r.score
+    having sum(r.people) <> 0
+    order by r.score desc;
+$function$;
+
+comment on function builder_score.distribution() is
+    'How many people have each score, the highest first, as of the last batch. Who has no score yet is not in it.';
+
+create function builder_score.standing(
+    user_id builder_score.user_id,
+    out score numeric,
+    out rank bigint,
+    out people bigint,
+    out percentile double precision
+) returns record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
+as $function$
+-- reads: host_users, score_state, score_counts
+-- writes: nothing
+begin
+    perform builder_score.require_attached();
+    perform from builder_score.host_users as u where u.id = standing.user_id;
+    if not found then
+        perform builder_score.unknown_user(standing.user_id);
+    end if;
+    score := (select s.score from builder_score.score_state as s where s.user_id = standing.user_id);
+    select n.everybody,
+           case when standing.score is not null then n.higher + 1 end,
+           case when standing.score is not null then 100 * n.lower::double precision / greatest(n.everybody - 1, 1) end
+    into people, rank, percentile
+    from (
+        select coalesce(sum(r.people), 0)::bigint as everybody,
+               coalesce(sum(r.people) filter (where r.score > standing.score), 0)::bigint as higher,
+               coalesce(sum(r.people) filter (where r.score < standing.score), 0)::bigint as lower
+        from builder_score.live_score_counts as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people)
+    ) as n;
+end
+$function$;
+
+comment on function builder_score.standing(builder_score.user_id) is
+    'Where a user stands as of the last batch. rank: 1 + the number of people with a higher score, so that equal scores share it; '
+    'people: how many have a score; percentile: 100 * (people with a lower score) / (people - 1), as percent_rank() has it, 0 for '
+    'somebody who is alone. Null while the user has no score. Exact, and counts nobody: it takes no longer among millions.';
+
+create function builder_score.verify_score_counts() returns table (score numeric, counted bigint, people bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_counts, score_state
+-- writes: nothing
+-- A transaction changes both tables or neither, so they agree in any snapshot. What is counted is looked up both ways, for a row
+-- that came from another server may be where only one of them leads.
+    with counted as (
+        select r.score, sum(r.people * c.live) as live, sum(r.people * (1 - c.live)) as there
+        from (
+            select l.scores, l.people, 1 as live from builder_score.live_score_counts as l
+            union all
+            select c.scores, c.people, 0 from builder_score.score_counts as c
+        ) as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people)
+        group by r.score
+    ),
+    actual as (
+        select s.score, count(*) as people from builder_score.score_state as s where s.score is not null group by s.score
+    )
+    select score,
+           (case when coalesce(c.live, 0) <> coalesce(a.people, 0) then coalesce(c.live, 0) else c.there end)::bigint,
+           coalesce(a.people, 0)
+    from counted as c
+    full join actual as a using (score)
+    where coalesce(c.live, 0) <> coalesce(a.people, 0) or coalesce(c.there, 0) <> coalesce(a.people, 0)
+    order by score desc;
+$function$;
+
+comment on function builder_score.verify_score_counts() is
+    'The scores that not so many people have as score_counts says: counted, and how many have them. Reads all of score_state, locks '
+    'nothing, works on a standby. They part when rows are restored into tables that count already, or written with triggers disabled.';
+
+create function builder_score.repair_score_counts() returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_counts, score_state
+-- writes: score_counts
+-- Later than the lock, which a compaction and another repair take too, one statement puts in the place of all rows that it
+-- sees the counts of the score_state that it sees. What others change meanwhile they count in rows that it does not see.
+declare
+    v_differing bigint;
+    v_written_by xid;
+begin
+    perform pg_advisory_xact_lock(1651271539, 4);
+    select count(*) into v_differing from builder_score.verify_score_counts();
+    if v_differing = 0 then
+        return 0;
+    end if;
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception 'repair_score_counts() cannot run at isolation level %', current_setting('transaction_isolation')
+            using errcode = 'active_sql_transaction',
+                  detail = 'Expected read committed: what is seen must be later than the lock.',
+                  hint = 'Call it in a transaction of its own.';
+    end if;
+    insert into builder_score.score_counts as c (scores, people) values ('{}', '{}') returning c.xmin into v_written_by;
+    with gone as (
+        delete from builder_score.score_counts
+    ),
+    actual as (
+        select s.score, count(*) as people from builder_score.score_state as s where s.score is not null group by s.score
+    )
+    insert into builder_score.score_counts (scores, people, stands_for, written_by)
+    select coalesce(array_agg(a.score order by a.score), '{}'), coalesce(array_agg(a.people order by a.score), '{}'),
+           pg_current_snapshot(), v_written_by
+    from actual as a;
+    return v_differing;
+end
+$function$;
+
+comment on function builder_score.repair_score_counts() is
+    'Where score_counts is not what score_state holds, counts anew. Returns how many scores differed. Waits for a compaction that is '
+    'under way; keeps neither batches nor readers waiting. The worker calls it once a day, and after attach().';
+
+create function builder_score.tidy_score_counts(repair boolean default false) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '0.1s'
+as $function$
+-- reads: what compact_score_counts() and repair_score_counts() read
+-- writes: score_counts
+-- Ranks are no reason for scores to stand still.
+begin
+    if repair then
+        perform builder_score.repair_score_counts();
+    else
+        perform builder_score.compact_score_counts();
+    end if;
+exception when others then
+    raise warning 'builder_score: score_counts could not be %: % (%)', case when repair then 'repaired' else 'summed up' end, sqlerrm, sqlstate
+        using hint = 'SELECT builder_score.repair_score_counts();';
+end
+$function$;
+
+comment on function builder_score.tidy_score_counts(boolean) is
+    'For the worker, now and then: sums score_counts up, or repairs it. An error is a warning.';
+
+create function builder_score.claim_repair_of_score_counts() returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: host
+begin
+    -- from the future: the clock was set back
+    if (select h.counted_at between clock_timestamp() - interval '1 day' and clock_timestamp() from builder_score.host as h) then
+        return false;
+    end if;
+    -- Not waiting for whoever attaches.
+    update builder_score.host as h
+    set counted_at = clock_timestamp()
+    where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
+    return found;
+end
+$function$;
+
+comment on function builder_score.claim_repair_of_score_counts() is
+    'Whether score_counts is to be compared with score_state now: once a day, and after attach(). Says so to one worker alone.';
 
 -- How the host's tables are locked: for an instant, and never with the application queueing behind us.
 -- reads: pg_catalog          writes: nothing
@@ -4345,7 +4742,9 @@ begin
         score_decimals = builder_score.column_decimals(),
         attached_at = clock_timestamp(),
         -- we hold the host's tables, so these have ended; and an id from a dump is another server's
-        walk_again_after = null;
+        walk_again_after = null,
+        -- a restore or a replication may have brought some of the rows
+        counted_at = null;
 
     -- what was a host's table when we were attached before, and has given its name to another
     return query
@@ -4867,6 +5266,7 @@ begin
         builder_score.impact_keys,
         builder_score.queue_by_priority,
         builder_score.scheduled_jobs,
+        builder_score.score_counts,
         builder_score.score_dead_letter,
         builder_score.score_recalc_queue,
         builder_score.score_state,
@@ -4886,6 +5286,10 @@ begin
         builder_score.find_user(text),
         builder_score.pending(builder_score.user_id),
         builder_score.is_pending(builder_score.user_id),
+        builder_score.standing(builder_score.user_id),
+        builder_score.distribution(),
+        builder_score.verify_score_counts(),
+        builder_score.repair_score_counts(),
         builder_score.retry_dead_letters(builder_score.user_id[]),
         builder_score.unknown_user(builder_score.user_id),
         builder_score.column_decimals(),

@@ -1,0 +1,184 @@
+-- Where a user stands among all, how scores are distributed, and whether the counts that this rests on are right.
+-- reads: score_counts, score_state, host_users          writes: score_counts, in repair_score_counts() alone
+
+create function builder_score.distribution() returns table (score numeric, people bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
+as $function$
+-- reads: score_counts
+-- writes: nothing
+    select r.score, sum(r.people)::bigint
+    from builder_score.live_score_counts as c
+    cross join lateral unnest(c.scores, c.people) as r(score, people)
+    group by r.score
+    having sum(r.people) <> 0
+    order by r.score desc;
+$function$;
+
+comment on function builder_score.distribution() is
+    'How many people have each score, the highest first, as of the last batch. Who has no score yet is not in it.';
+
+create function builder_score.standing(
+    user_id builder_score.user_id,
+    out score numeric,
+    out rank bigint,
+    out people bigint,
+    out percentile double precision
+) returns record
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_seqscan = off
+as $function$
+-- reads: host_users, score_state, score_counts
+-- writes: nothing
+begin
+    perform builder_score.require_attached();
+    perform from builder_score.host_users as u where u.id = standing.user_id;
+    if not found then
+        perform builder_score.unknown_user(standing.user_id);
+    end if;
+    score := (select s.score from builder_score.score_state as s where s.user_id = standing.user_id);
+    select n.everybody,
+           case when standing.score is not null then n.higher + 1 end,
+           case when standing.score is not null then 100 * n.lower::double precision / greatest(n.everybody - 1, 1) end
+    into people, rank, percentile
+    from (
+        select coalesce(sum(r.people), 0)::bigint as everybody,
+               coalesce(sum(r.people) filter (where r.score > standing.score), 0)::bigint as higher,
+               coalesce(sum(r.people) filter (where r.score < standing.score), 0)::bigint as lower
+        from builder_score.live_score_counts as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people)
+    ) as n;
+end
+$function$;
+
+comment on function builder_score.standing(builder_score.user_id) is
+    'Where a user stands as of the last batch. rank: 1 + the number of people with a higher score, so that equal scores share it; '
+    'people: how many have a score; percentile: 100 * (people with a lower score) / (people - 1), as percent_rank() has it, 0 for '
+    'somebody who is alone. Null while the user has no score. Exact, and counts nobody: it takes no longer among millions.';
+
+create function builder_score.verify_score_counts() returns table (score numeric, counted bigint, people bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_counts, score_state
+-- writes: nothing
+-- A transaction changes both tables or neither, so they agree in any snapshot. What is counted is looked up both ways, for a row
+-- that came from another server may be where only one of them leads.
+    with counted as (
+        select r.score, sum(r.people * c.live) as live, sum(r.people * (1 - c.live)) as there
+        from (
+            select l.scores, l.people, 1 as live from builder_score.live_score_counts as l
+            union all
+            select c.scores, c.people, 0 from builder_score.score_counts as c
+        ) as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people)
+        group by r.score
+    ),
+    actual as (
+        select s.score, count(*) as people from builder_score.score_state as s where s.score is not null group by s.score
+    )
+    select score,
+           (case when coalesce(c.live, 0) <> coalesce(a.people, 0) then coalesce(c.live, 0) else c.there end)::bigint,
+           coalesce(a.people, 0)
+    from counted as c
+    full join actual as a using (score)
+    where coalesce(c.live, 0) <> coalesce(a.people, 0) or coalesce(c.there, 0) <> coalesce(a.people, 0)
+    order by score desc;
+$function$;
+
+comment on function builder_score.verify_score_counts() is
+    'The scores that not so many people have as score_counts says: counted, and how many have them. Reads all of score_state, locks '
+    'nothing, works on a standby. They part when rows are restored into tables that count already, or written with triggers disabled.';
+
+create function builder_score.repair_score_counts() returns bigint
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+as $function$
+-- reads: score_counts, score_state
+-- writes: score_counts
+-- Later than the lock, which a compaction and another repair take too, one statement puts in the place of all rows that it
+-- sees the counts of the score_state that it sees. What others change meanwhile they count in rows that it does not see.
+declare
+    v_differing bigint;
+    v_written_by xid;
+begin
+    perform pg_advisory_xact_lock(1651271539, 4);
+    select count(*) into v_differing from builder_score.verify_score_counts();
+    if v_differing = 0 then
+        return 0;
+    end if;
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception 'repair_score_counts() cannot run at isolation level %', current_setting('transaction_isolation')
+            using errcode = 'active_sql_transaction',
+                  detail = 'Expected read committed: what is seen must be later than the lock.',
+                  hint = 'Call it in a transaction of its own.';
+    end if;
+    insert into builder_score.score_counts as c (scores, people) values ('{}', '{}') returning c.xmin into v_written_by;
+    with gone as (
+        delete from builder_score.score_counts
+    ),
+    actual as (
+        select s.score, count(*) as people from builder_score.score_state as s where s.score is not null group by s.score
+    )
+    insert into builder_score.score_counts (scores, people, stands_for, written_by)
+    select coalesce(array_agg(a.score order by a.score), '{}'), coalesce(array_agg(a.people order by a.score), '{}'),
+           pg_current_snapshot(), v_written_by
+    from actual as a;
+    return v_differing;
+end
+$function$;
+
+comment on function builder_score.repair_score_counts() is
+    'Where score_counts is not what score_state holds, counts anew. Returns how many scores differed. Waits for a compaction that is '
+    'under way; keeps neither batches nor readers waiting. The worker calls it once a day, and after attach().';
+
+create function builder_score.tidy_score_counts(repair boolean default false) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '0.1s'
+as $function$
+-- reads: what compact_score_counts() and repair_score_counts() read
+-- writes: score_counts
+-- Ranks are no reason for scores to stand still.
+begin
+    if repair then
+        perform builder_score.repair_score_counts();
+    else
+        perform builder_score.compact_score_counts();
+    end if;
+exception when others then
+    raise warning 'builder_score: score_counts could not be %: % (%)', case when repair then 'repaired' else 'summed up' end, sqlerrm, sqlstate
+        using hint = 'SELECT builder_score.repair_score_counts();';
+end
+$function$;
+
+comment on function builder_score.tidy_score_counts(boolean) is
+    'For the worker, now and then: sums score_counts up, or repairs it. An error is a warning.';
+
+create function builder_score.claim_repair_of_score_counts() returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: host
+-- writes: host
+begin
+    -- from the future: the clock was set back
+    if (select h.counted_at between clock_timestamp() - interval '1 day' and clock_timestamp() from builder_score.host as h) then
+        return false;
+    end if;
+    -- Not waiting for whoever attaches.
+    update builder_score.host as h
+    set counted_at = clock_timestamp()
+    where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
+    return found;
+end
+$function$;
+
+comment on function builder_score.claim_repair_of_score_counts() is
+    'Whether score_counts is to be compared with score_state now: once a day, and after attach(). Says so to one worker alone.';
