@@ -5,6 +5,8 @@ create function builder_score.choose_due(
     batch_size integer,
     batch_number bigint,
     passed_over builder_score.user_id[],
+    place integer default 0,
+    places integer default 1,
     out user_ids builder_score.user_id[],
     out all_of_them boolean
 ) returns record
@@ -18,14 +20,17 @@ as $function$
 -- writes: nothing
 -- all_of_them: whether no due row was left out
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
+-- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
+-- takes of theirs what they would come to last.
 declare
     v_now constant timestamptz := clock_timestamp();
-    -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
-    -- holds when a batch has fewer than ten places.
+    -- Every tenth place goes to the oldest due row of any priority, and every hundredth to that of any worker's share.
+    -- Counted over batches, so that it also holds when a batch has fewer than ten places.
     v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
+    v_window constant integer := case places when 1 then batch_size else (places * batch_size * 3 + 1) / 2 end;
 begin
     with due as (
-        select q.*
+        select q.*, builder_score.is_share(q.user_id, place, places) as ours
         from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
         cross join lateral (
             select q.id, q.user_id, q.priority, q.not_before
@@ -35,13 +40,17 @@ begin
               and q.user_id is not null
               and q.user_id not in (select p.id from unnest(passed_over) as p(id))     -- hashed, which <> all() is not
             order by q.not_before
-            limit batch_size
+            limit v_window
         ) as q
     ),
     chosen as (
         select d.user_id
-        from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
-        order by d.among_oldest desc, d.priority, d.not_before
+        from (
+            select due.*,
+                   row_number() over (order by due.ours or batch_number % 10 = 9 desc, due.not_before) <= v_oldest as among_oldest
+            from due
+        ) as d
+        order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
     select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size into user_ids, all_of_them
@@ -49,8 +58,9 @@ begin
 end
 $function$;
 
-comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[]) is
-    'The due users a batch looks at, but those passed over: by priority, then age, with every tenth place for the oldest of any priority.';
+comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], integer, integer) is
+    'The due users a batch looks at, but those passed over: by priority, then our share, then age, with every tenth place for the oldest '
+    'of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language plpgsql security definer

@@ -26,6 +26,7 @@ declare
     v_settings builder_score.settings;
     v_window interval;
     v_number bigint;
+    v_share record;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -46,6 +47,8 @@ begin
     -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
     perform set_config('synchronous_commit', 'off', true);
     select w.batches into strict v_number from builder_score.worker_status as w where w.worker = run_batch.worker;
+
+    select p.place, p.places into v_share from builder_score.take_place() as p;
 
     chosen := 0;
     recalculated := 0;
@@ -79,7 +82,7 @@ begin
         end;
         loop
             select c.user_ids, c.all_of_them into v_due, v_all
-            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over) as c;
+            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_share.place, v_share.places) as c;
             exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
                 exit protected;
@@ -101,7 +104,8 @@ begin
             );
             exit when cardinality(v_unlocked) * 2 <= cardinality(v_due)
                 or cardinality(v_held) >= 20 * v_settings.batch_size
-                or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(v_due);
+                or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(
+                    array(select d.id from unnest(v_due) as d(id) where builder_score.is_share(d.id, v_share.place, v_share.places)));
             if cardinality(v_locked) > 0 then
                 v_held := (v_held || v_unlocked)::builder_score.user_id[];     -- what of theirs is free is put off below
             end if;
@@ -161,7 +165,9 @@ begin
         )
         select r.*,
                array(select f.user_id from fate as f where f.fate = 'ready') as ready,
-               array(select f.user_id from fate as f where f.fate = 'blocked') as blocked,
+               -- one of another worker's share is that one's to put off, if it is not the one who holds it
+               array(select f.user_id from fate as f
+                     where f.fate = 'blocked' and builder_score.is_share(f.user_id, v_share.place, v_share.places)) as blocked,
                array(select f.user_id from fate as f where f.fate = 'gone') as gone
         into v_seen
         from rows_of as r;

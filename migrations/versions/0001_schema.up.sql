@@ -2033,6 +2033,49 @@ comment on function builder_score.refresh_ages() is
     'Begins the walk that enqueues, at low priority, accounts younger than the age cap whose score is older than '
     'settings.refresh_after. The worker calls it once a day. False when another walk is under way or waits.';
 
+-- Workers side by side: which of the due users each prefers. A preference only: what keeps them right are the row locks.
+-- reads: nothing          writes: advisory locks
+
+create function builder_score.take_place(out place integer, out places integer) returns record
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: advisory locks
+-- A place is a lock that ends with the batch's transaction, whatever becomes of it: who naps, has crashed or was killed
+-- leaves the share to the others at once. place: how many of the others are before ours.
+declare
+    v_ours integer;
+begin
+    place := 0;
+    places := 1;
+    for i in 101..124 loop
+        if v_ours is null and pg_try_advisory_xact_lock(1651271539, i) then
+            v_ours := i;
+        elsif pg_try_advisory_lock_shared(1651271539, i) then
+            perform pg_advisory_unlock_shared(1651271539, i);
+        else
+            place := place + (v_ours is null)::integer;
+            places := places + 1;
+        end if;
+    end loop;
+    if v_ours is null then      -- a crowd: alone, as far as we know
+        place := 0;
+        places := 1;
+    end if;
+end
+$function$;
+
+comment on function builder_score.take_place() is
+    'Takes one of the places of those who are in a batch, until the transaction ends. Of how many it is which.';
+
+create function builder_score.is_share(user_id builder_score.user_id, place integer, places integer) returns boolean
+language sql immutable parallel safe
+return places = 1 or (hashtext(user_id::text) & 2147483647) % places = place;
+
+comment on function builder_score.is_share(builder_score.user_id, integer, integer) is
+    'Whether the worker at that place takes the user before the others do.';
+
 -- One batch: choose, lock, re-read, compute, write, delete. Each part a function; run_batch() is the order.
 -- reads: everything          writes: users.builder_score and our own tables
 
@@ -2040,6 +2083,8 @@ create function builder_score.choose_due(
     batch_size integer,
     batch_number bigint,
     passed_over builder_score.user_id[],
+    place integer default 0,
+    places integer default 1,
     out user_ids builder_score.user_id[],
     out all_of_them boolean
 ) returns record
@@ -2053,14 +2098,17 @@ as $function$
 -- writes: nothing
 -- all_of_them: whether no due row was left out
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
+-- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
+-- takes of theirs what they would come to last.
 declare
     v_now constant timestamptz := clock_timestamp();
-    -- Every tenth place goes to the oldest due row of any priority. Counted over batches, so that it also
-    -- holds when a batch has fewer than ten places.
+    -- Every tenth place goes to the oldest due row of any priority, and every hundredth to that of any worker's share.
+    -- Counted over batches, so that it also holds when a batch has fewer than ten places.
     v_oldest constant integer := div((batch_number + 1) * batch_size, 10) - div(batch_number * batch_size, 10);
+    v_window constant integer := case places when 1 then batch_size else (places * batch_size * 3 + 1) / 2 end;
 begin
     with due as (
-        select q.*
+        select q.*, builder_score.is_share(q.user_id, place, places) as ours
         from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
         cross join lateral (
             select q.id, q.user_id, q.priority, q.not_before
@@ -2070,13 +2118,17 @@ begin
               and q.user_id is not null
               and q.user_id not in (select p.id from unnest(passed_over) as p(id))     -- hashed, which <> all() is not
             order by q.not_before
-            limit batch_size
+            limit v_window
         ) as q
     ),
     chosen as (
         select d.user_id
-        from (select due.*, row_number() over (order by due.not_before) <= v_oldest as among_oldest from due) as d
-        order by d.among_oldest desc, d.priority, d.not_before
+        from (
+            select due.*,
+                   row_number() over (order by due.ours or batch_number % 10 = 9 desc, due.not_before) <= v_oldest as among_oldest
+            from due
+        ) as d
+        order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
     select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size into user_ids, all_of_them
@@ -2084,8 +2136,9 @@ begin
 end
 $function$;
 
-comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[]) is
-    'The due users a batch looks at, but those passed over: by priority, then age, with every tenth place for the oldest of any priority.';
+comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], integer, integer) is
+    'The due users a batch looks at, but those passed over: by priority, then our share, then age, with every tenth place for the oldest '
+    'of any priority.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language plpgsql security definer
@@ -2787,6 +2840,7 @@ declare
     v_settings builder_score.settings;
     v_window interval;
     v_number bigint;
+    v_share record;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -2807,6 +2861,8 @@ begin
     -- Scores and queue rows are one transaction: what a crash takes back, it takes back whole, and it is done again.
     perform set_config('synchronous_commit', 'off', true);
     select w.batches into strict v_number from builder_score.worker_status as w where w.worker = run_batch.worker;
+
+    select p.place, p.places into v_share from builder_score.take_place() as p;
 
     chosen := 0;
     recalculated := 0;
@@ -2840,7 +2896,7 @@ begin
         end;
         loop
             select c.user_ids, c.all_of_them into v_due, v_all
-            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over) as c;
+            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_share.place, v_share.places) as c;
             exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
                 exit protected;
@@ -2862,7 +2918,8 @@ begin
             );
             exit when cardinality(v_unlocked) * 2 <= cardinality(v_due)
                 or cardinality(v_held) >= 20 * v_settings.batch_size
-                or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(v_due);
+                or cardinality(v_locked) = 0 and cardinality(v_held) = 0 and builder_score.has_free_row(
+                    array(select d.id from unnest(v_due) as d(id) where builder_score.is_share(d.id, v_share.place, v_share.places)));
             if cardinality(v_locked) > 0 then
                 v_held := (v_held || v_unlocked)::builder_score.user_id[];     -- what of theirs is free is put off below
             end if;
@@ -2922,7 +2979,9 @@ begin
         )
         select r.*,
                array(select f.user_id from fate as f where f.fate = 'ready') as ready,
-               array(select f.user_id from fate as f where f.fate = 'blocked') as blocked,
+               -- one of another worker's share is that one's to put off, if it is not the one who holds it
+               array(select f.user_id from fate as f
+                     where f.fate = 'blocked' and builder_score.is_share(f.user_id, v_share.place, v_share.places)) as blocked,
                array(select f.user_id from fate as f where f.fate = 'gone') as gone
         into v_seen
         from rows_of as r;
