@@ -234,10 +234,12 @@ create function builder_score.score_users(
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_seqscan = off
 as $function$
 -- reads: host views, formula, score_state, settings
 -- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
 -- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
+-- One probe a row: left alone, the planner goes through tens of thousands of queue rows for those it is to delete.
 #variable_conflict use_column
 declare
     v_now constant timestamptz := clock_timestamp();

@@ -16,11 +16,16 @@ from tests.plans import PlanMode, Recording, fill, planning, recorded
 from tests.statements import run
 
 PEOPLE = 20_000
-BATCH = 50
+BATCH = 200
 
-BIG = ("users", "projects", "project_collaborators", "score_state", "score_recalc_queue")
+BIG = (
+    *("users", "projects", "project_collaborators"),
+    *("score_state", "score_dead_letter", "score_recalc_queue"),
+)
 
 BACKLOG = f"""
+    insert into builder_score.score_dead_letter
+        select user_id, 5, 'P0001', 'test', now(), now() from builder_score.score_state limit 5000;
     update builder_score.settings set batch_size = {BATCH};
     insert into builder_score.score_recalc_queue (user_id, priority, reason, not_before)
         select user_id, 20, 'test', now() - interval '1 hour' from builder_score.score_state;
@@ -45,7 +50,7 @@ def backlog(
     """Everyone is due, and half of the projects; nothing that a test does is committed."""
     name, statistics = request.param
     with host_databases.installed(HOSTS[name]) as host:
-        for table in ("score_recalc_queue", "score_state"):
+        for table in ("score_recalc_queue", "score_state", "score_dead_letter"):
             run(host.db, f"alter table builder_score.{table} set (autovacuum_enabled = false)")
         if statistics == "of empty tables":
             run(host.db, "analyze")
