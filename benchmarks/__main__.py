@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 import click
 
+from benchmarks import communities
 from benchmarks.progress import say
 from benchmarks.reports import RESULTS, Report, summarise
 from benchmarks.scales import Scale
@@ -54,15 +55,18 @@ def main(names: Sequence[str], scale: str | None, listing: bool, output: Path) -
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no benchmark {', '.join(unknown)}: there are {', '.join(known)}")
     size = Scale(scale or "ordinary")
-    for name, benchmark in known.items():
-        if names and name not in names:
-            continue
-        say(f"{name}: {benchmark.TITLE}")
-        report = benchmark.run(size)
-        report.write(output, size)
-        summarise(output, list(known))
-        for figure in report.figures:
-            say("  ".join(filter(None, figure.cells())))
+    try:
+        for name, benchmark in known.items():
+            if names and name not in names:
+                continue
+            say(f"{name}: {benchmark.TITLE}")
+            report = benchmark.run(size)
+            report.write(output, size)
+            summarise(output, list(known))
+            for figure in report.figures:
+                say("  ".join(filter(None, figure.cells())))
+    finally:
+        communities.close()
     say(f"written to {output}")
 
 

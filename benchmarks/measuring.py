@@ -65,6 +65,14 @@ def cpu_seconds(pid: int) -> float:
     return _processor_times(pid)[0]
 
 
+def backend_seconds(pid: int) -> float:
+    """Return what `cpu_seconds` does, for a process of one thread: in nanoseconds where it can."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except FileNotFoundError:  # the kernel keeps none
+        return cpu_seconds(pid)
+
+
 def cpu_seconds_of_children(pid: int) -> float:
     """Return the seconds that the children of a process have used that have ended."""
     return _processor_times(pid)[1]
