@@ -52,7 +52,7 @@ select current_database() as database, current_user as role,
 _MAY_RUN = """
 select r.rolcanlogin,
        has_schema_privilege(r.oid, 'builder_score', 'usage')
-           and has_function_privilege(r.oid, 'builder_score.run_worker(interval)', 'execute'),
+           and has_function_privilege(r.oid, 'builder_score.run_worker(interval, integer)', 'execute'),
        has_database_privilege(r.oid, current_database(), 'connect'),
        quote_ident(r.rolname), quote_ident(current_database()),
        has_schema_privilege(

@@ -5,6 +5,7 @@ create table builder_score.settings (
     one_row boolean primary key default true,
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
+    workers integer not null default 1,
     poll_interval interval not null default '0.45 seconds',
     max_attempts integer not null default 5,
     retry_base interval not null default '10 seconds',
@@ -19,6 +20,7 @@ create table builder_score.settings (
     constraint "debounce_window must be between 0 and 1 day"
         check (debounce_window >= '0 seconds' and debounce_window <= '1 day'),
     constraint "batch_size must be between 1 and 10000" check (batch_size between 1 and 10000),
+    constraint "workers must be between 1 and 16" check (workers between 1 and 16),
     constraint "poll_interval must be between 20 ms and 1 second"
         check (poll_interval >= '0.02 seconds' and poll_interval <= '1 second'),
     constraint "max_attempts must be between 1 and 100" check (max_attempts between 1 and 100),
@@ -39,6 +41,7 @@ comment on table builder_score.settings is 'What a DBA may turn: one row. A chan
 comment on column builder_score.settings.one_row is 'Always true: keeps the table at one row.';
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
 comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
+comment on column builder_score.settings.workers is 'Resident workers side by side, one connection each; after a change SELECT * FROM builder_score.schedule() again.';
 comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker; with the batch after it, a score is half a second away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
 comment on column builder_score.settings.retry_base is 'Wait after the first failure; doubles with every further one.';

@@ -64,6 +64,12 @@ comment on column builder_score.backfill.estimated_total is 'How many there are,
 comment on column builder_score.backfill.started_at is 'When it began.';
 comment on column builder_score.backfill.resume_at is 'When the throttle lets it go on.';
 
+create function builder_score.worker_number(worker text) returns integer
+language sql immutable parallel safe
+return case when worker like 'resident%' then coalesce(nullif(substr(worker, 10), ''), '1')::integer end;
+
+comment on function builder_score.worker_number(text) is 'The number of a resident worker, as in resident-2; null for drain.';
+
 create table builder_score.worker_status (
     worker text primary key,
     backend_pid integer,
@@ -82,11 +88,13 @@ create table builder_score.worker_status (
     last_error text,
     last_error_at timestamptz,
     run_by text,
-    constraint "worker must be resident or drain" check (worker in ('resident', 'drain'))
+    number integer generated always as (builder_score.worker_number(worker)) stored,
+    constraint "worker must be resident, resident-2 to resident-16 or drain"
+        check (worker ~ '^(resident(-([2-9]|1[0-6]))?|drain)$')
 );
 
-comment on table builder_score.worker_status is 'Heartbeat and totals: of the resident worker (run_worker) and of drain() called by hand.';
-comment on column builder_score.worker_status.worker is 'resident or drain.';
+comment on table builder_score.worker_status is 'Heartbeat and totals: of each resident worker (run_worker) and of drain() called by hand.';
+comment on column builder_score.worker_status.worker is 'resident, resident-2 and so on, or drain.';
 comment on column builder_score.worker_status.backend_pid is 'Backend of the last run.';
 comment on column builder_score.worker_status.started_at is 'When the last run began.';
 comment on column builder_score.worker_status.heartbeat_at is 'When it last said that it is alive.';
@@ -103,6 +111,7 @@ comment on column builder_score.worker_status.last_batch_seconds is 'How long it
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
 comment on column builder_score.worker_status.run_by is 'What called it: pg_cron, or the application_name of its session.';
+comment on column builder_score.worker_status.number is 'Of a resident worker; those above settings.workers have had their day.';
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
 

@@ -16,13 +16,51 @@ $function$;
 
 comment on function builder_score.run_by() is 'What this session belongs to: pg_cron, or its application_name.';
 
+create function builder_score.worker_name(number integer) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+begin
+    if number is null or number not between 1 and 16 then
+        raise exception 'there is no worker number %', coalesce(number::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  detail = 'Expected 1 to 16: as many as settings.workers says run side by side.',
+                  hint = 'CALL builder_score.run_worker(null, 2);';
+    end if;
+    return case number when 1 then 'resident' else 'resident-' || number end;
+end
+$function$;
+
+comment on function builder_score.worker_name(integer) is 'The row of worker_status of a resident worker.';
+
+create function builder_score.worker_lock(number integer) returns integer
+language sql immutable parallel safe
+return case number when 1 then 0 else 200 + number end;
+
+comment on function builder_score.worker_lock(integer) is 'Second key of the advisory lock that keeps runs of one worker apart; the first is 1651271539.';
+
+create function builder_score.is_wanted(worker text) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+begin
+    return coalesce(builder_score.worker_number(worker) <= (select s.workers from builder_score.settings as s), true);
+end
+$function$;
+
+comment on function builder_score.is_wanted(text) is 'Whether settings.workers has room for a worker; for drain() it always has.';
+
 create function builder_score.begin_run(worker text, run_by text default null) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings, what clock_was_set_back() reads
 -- writes: worker_status, host
--- returns: false when paused
+-- returns: false when paused, or where settings.workers has no room for it
 begin
     if (select s.paused from builder_score.settings as s) then
         raise notice 'builder_score is paused: nothing is processed'
@@ -31,7 +69,13 @@ begin
         return false;
     end if;
     perform set_config('synchronous_commit', 'off', true);
+    if not builder_score.is_wanted(begin_run.worker) then
+        raise notice 'builder_score has fewer workers: % has nothing to do', begin_run.worker
+            using hint = 'UPDATE builder_score.settings SET workers = ...; or SELECT * FROM builder_score.schedule(); to be rid of its job.';
+        return false;
+    end if;
     perform builder_score.clock_was_set_back();     -- before the heartbeat that tells it is written anew
+    insert into builder_score.worker_status (worker) values (begin_run.worker) on conflict do nothing;
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
@@ -39,7 +83,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.begin_run(text, text) is 'Notes that a worker starts, and what called it. False when paused.';
+comment on function builder_score.begin_run(text, text) is 'Notes that a worker starts, and what called it. False when paused, or above settings.workers.';
 
 create function builder_score.beat(worker text, every interval default '5 seconds') returns void
 language plpgsql security definer
@@ -188,7 +232,7 @@ begin
         delete from cron.job_run_details as d
         using cron.job as j
         where d.jobid = j.jobid
-          and j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
+          and j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'
           and j.database = current_database()
           and d.end_time < clock_timestamp() - $1
     $purge$ using keep;
@@ -216,15 +260,17 @@ as $function$
 -- reads: what run_batch() reads
 -- writes: what run_batch() writes, and backfill
 begin
-    if not builder_score.may_go_on() then
+    if not builder_score.may_go_on() or not builder_score.is_wanted(worker) then
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
-        raise exception 'builder_score: paused or detached' using errcode = 'BS001';
+        raise exception 'builder_score: paused, detached or fewer workers' using errcode = 'BS001';
     end if;
     select b.chosen, b.resume_at, b.trouble, b.exhausted into chosen, resume_at, trouble, exhausted
     from builder_score.run_batch(worker) as b;
-    if chosen = 0 and worker = 'resident' then
+    if chosen = 0 and worker <> 'drain' then
         perform builder_score.beat(worker);
-        perform builder_score.housekeeping();
+        if worker = 'resident' or not builder_score.is_alive('resident') then
+            perform builder_score.housekeeping();
+        end if;
     end if;
     nap := builder_score.nap_seconds(idle_rounds, least(resume_at, deadline));
 end
@@ -285,7 +331,7 @@ $procedure$;
 comment on procedure builder_score.drain() is
     'Process what is due now, a backfill that is under way included, one commit a batch, and return. CALL it outside a transaction block.';
 
-create procedure builder_score.run_worker(max_runtime interval default null)
+create procedure builder_score.run_worker(max_runtime interval default null, number integer default 1)
 language plpgsql
 as $procedure$
 -- reads: what run_round() reads
@@ -298,20 +344,24 @@ declare
     v_idle integer;
     v_tries integer;
     v_started boolean;
+    v_worker text;
+    v_lock integer;
     v_session_name constant text := pg_catalog.current_setting('application_name');
 begin
     commit;
     set transaction isolation level read committed, read write;
+    v_worker := builder_score.worker_name(number);
+    v_lock := builder_score.worker_lock(number);
     v_deadline := builder_score.run_deadline(max_runtime);
 
-    -- One resident worker at a time. The run that holds the lock may be about to end (it outlives the minute
+    -- One run of each worker at a time. The run that holds the lock may be about to end (it outlives the minute
     -- by 0.2 s), so two seconds' patience; then leave quietly.
     v_tries := 0;
-    while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
+    while not pg_catalog.pg_try_advisory_lock(1651271539, v_lock) loop
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
             -- unless that run is long dead and only its session keeps the lock; two workers do no harm
-            exit when not builder_score.is_alive('resident');
+            exit when not builder_score.is_alive(v_worker);
             return;
         end if;
         if pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline then
@@ -327,7 +377,7 @@ begin
     end loop;
 
     begin
-        v_started := builder_score.begin_run('resident', builder_score.run_by());
+        v_started := builder_score.begin_run(v_worker, builder_score.run_by());
         if v_started then
             perform builder_score.housekeeping();
             perform builder_score.purge_job_runs();
@@ -344,7 +394,7 @@ begin
             v_started := false;
     end;
     if not v_started then
-        perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+        perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
         return;
     end if;
 
@@ -357,7 +407,7 @@ begin
         commit;
         set transaction isolation level read committed, read write;
         begin
-            v_round := builder_score.run_round('resident', v_idle, v_deadline);
+            v_round := builder_score.run_round(v_worker, v_idle, v_deadline);
         exception
             when sqlstate 'BS001' then
                 exit;
@@ -382,10 +432,10 @@ begin
         end if;
     end loop;
     perform pg_catalog.set_config('application_name', v_session_name, false);
-    perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+    perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
 end
 $procedure$;
 
-comment on procedure builder_score.run_worker(interval) is
-    'The resident worker: drain, nap, drain again, until max_runtime (null: 0.2 s into the next minute, for pg_cron). '
-    'Leaves quietly when another one runs, when paused, and when uninstalled.';
+comment on procedure builder_score.run_worker(interval, integer) is
+    'A resident worker, the first or another of settings.workers: drain, nap, drain again, until max_runtime (null: 0.2 s into the next minute, for pg_cron). '
+    'Leaves quietly when another run of the same number goes on, above settings.workers, when paused, and when uninstalled.';

@@ -257,8 +257,10 @@ begin
     end if;
     select coalesce(w.run_by, '') into v_run_by
     from builder_score.worker_status as w
-    where w.worker = 'resident'
-      and w.heartbeat_at > clock_timestamp() - interval '1 minute' and w.heartbeat_at <= clock_timestamp();
+    where w.number is not null
+      and w.heartbeat_at > clock_timestamp() - interval '1 minute' and w.heartbeat_at <= clock_timestamp()
+    order by w.number
+    limit 1;
     if v_run_by is not null then
         return case v_run_by when 'pg_cron' then 'pg_cron' else 'worker' end;
     end if;
@@ -293,7 +295,7 @@ begin
         select j.jobname::text, j.username::text, d.start_time, d.end_time, d.status::text, d.return_message::text
         from cron.job_run_details as d
         join cron.job as j on j.jobid = d.jobid
-        where j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
+        where j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'
           and j.database = current_database()
         order by d.runid desc
         limit $1
@@ -327,8 +329,9 @@ select q.queue_depth,
        (select count(*) from builder_score.score_dead_letter) as dead_letters,
        (select count(*) from builder_score.score_state where retry_at is not null) as retrying,
        w.started_at as last_run_at,
-       -- one from the future, before the clock was set back, is no younger than one from as long ago
-       greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp()) as heartbeat_age,
+       w.silent as heartbeat_age,
+       s.workers,
+       r.workers_heard,
        builder_score.scheduler() as scheduler,
        s.paused,
        s.paused_reason,
@@ -361,7 +364,25 @@ cross join (
            max(last_batch_at) as last_batch_at
     from builder_score.worker_status
 ) as t
-left join builder_score.worker_status as w on w.worker = 'resident'
+left join lateral (
+    -- the one that was not heard of for longest
+    select x.started_at, x.silent
+    from (
+        select k.started_at,
+               -- one from the future, before the clock was set back, is no younger than one from as long ago
+               greatest(clock_timestamp() - k.heartbeat_at, k.heartbeat_at - clock_timestamp()) as silent
+        from builder_score.worker_status as k
+        where k.number <= s.workers
+    ) as x
+    order by x.silent desc
+    limit 1
+) as w on true
+cross join lateral (
+    select count(*) as workers_heard
+    from builder_score.worker_status as k
+    where k.number <= s.workers
+      and k.heartbeat_at > clock_timestamp() - interval '2 minutes' and k.heartbeat_at <= clock_timestamp()
+) as r
 left join lateral (
     select x.last_error, x.last_error_at
     from builder_score.worker_status as x
@@ -377,8 +398,10 @@ comment on column builder_score.health.due_now is 'Of those, rows that could be 
 comment on column builder_score.health.oldest_due_age is 'How long the oldest of these has been due.';
 comment on column builder_score.health.dead_letters is 'Users given up after settings.max_attempts failures.';
 comment on column builder_score.health.retrying is 'Users in backoff.';
-comment on column builder_score.health.last_run_at is 'When the resident worker''s last run began.';
+comment on column builder_score.health.last_run_at is 'When the last run of the worker began that was not heard of for longest; null where the first one never ran.';
 comment on column builder_score.health.heartbeat_age is 'Time since it last said that it is alive; about 5 s when idle.';
+comment on column builder_score.health.workers is 'How many there are to be: settings.workers.';
+comment on column builder_score.health.workers_heard is 'Of these, how many were heard of in the last two minutes.';
 comment on column builder_score.health.scheduler is 'pg_cron, worker or none.';
 comment on column builder_score.health.paused is 'Whether workers are told to leave.';
 comment on column builder_score.health.paused_reason is 'Why.';

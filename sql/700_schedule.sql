@@ -18,6 +18,24 @@ $function$;
 
 comment on function builder_score.note_job(name, text, name, bigint) is 'Part of scheduling: remembers a job.';
 
+create function builder_score.wanted_jobs() returns table (job_name text, schedule text, command text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+    select concat_ws('-', 'builder-score-worker', nullif(k.number, 1)), '* * * * *',
+           format('call builder_score.run_worker(%s)', case when k.number > 1 then 'null, ' || k.number end)
+    from builder_score.settings as s
+    cross join lateral generate_series(1, s.workers) as k(number)
+    union all
+    -- After a crash the minute's tick may be a minute away; this one comes with the server, and does alone what is to be
+    -- done until the others follow.
+    select 'builder-score-worker-at-start', '@reboot', 'call builder_score.run_worker()';
+$function$;
+
+comment on function builder_score.wanted_jobs() is 'The pg_cron jobs that there are to be: one for each of settings.workers, and one that starts with the server.';
+
 create function builder_score.schedule(run_as name default null) returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -65,17 +83,14 @@ begin
 
     if v_why is null then
         begin
-            if v_run_as <> current_user and not has_function_privilege(v_run_as, 'builder_score.run_worker(interval)', 'execute') then
+            if v_run_as <> current_user and not has_function_privilege(v_run_as, 'builder_score.run_worker(interval, integer)', 'execute') then
                 raise exception 'role % may not run the worker', v_run_as
                     using errcode = 'insufficient_privilege',
                           detail = 'The job would fail each minute.',
                           hint = format('GRANT builder_score_operator TO %I;', v_run_as);
             end if;
             for v_job in
-                select n.job_name, n.schedule, 'call builder_score.run_worker()' as command
-                from (values ('builder-score-worker', '* * * * *'),
-                             -- After a crash the minute's tick may be a minute away; this one comes with the server.
-                             ('builder-score-worker-at-start', '@reboot')) as n(job_name, schedule)
+                select w.job_name, w.schedule, w.command from builder_score.wanted_jobs() as w
             loop
                 -- With a name it is idempotent for one role.
                 if v_run_as = current_user then
@@ -87,7 +102,10 @@ begin
                 end if;
             end loop;
             return query select * from builder_score.remove_jobs(v_run_as);
-            return next format('pg_cron job builder-score-worker, as %s', v_run_as);
+            return next (
+                select case s.workers when 1 then format('pg_cron job builder-score-worker, as %s', v_run_as)
+                       else format('pg_cron jobs builder-score-worker to builder-score-worker-%s, as %s', s.workers, v_run_as) end
+                from builder_score.settings as s);
             if v_run_as = current_user and current_setting('statement_timeout')::interval > interval '0 seconds' then
                 raise warning 'statement_timeout is % for %: the worker leaves before it strikes, and pauses until the next minute', current_setting('statement_timeout'), current_user
                     using hint = format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = 0;', current_user, current_database());
@@ -106,14 +124,14 @@ end
 $function$;
 
 comment on function builder_score.schedule(name) is
-    'Creates the pg_cron job builder-score-worker, or says why it cannot and what runs instead. Idempotent. The job runs as the '
-    'caller; only a superuser may name another role.';
+    'Creates the pg_cron job builder-score-worker, and one more for each further one of settings.workers, or says why it cannot and '
+    'what runs instead. Idempotent. The jobs run as the caller; only a superuser may name another role.';
 
 create function builder_score.remove_jobs(but_of name default null) returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: cron.job
+-- reads: cron.job, settings
 -- writes: cron.job, cron.job_run_details, scheduled_jobs
 declare
     v_job record;
@@ -121,7 +139,9 @@ begin
     -- By id: another role's job cannot be named, not even by a superuser.
     for v_job in execute
         'select jobid, jobname, username from cron.job'
-        ' where jobname ~ ''^builder-score-worker(-at-start)?(@|$)'' and database = current_database() and username is distinct from $1'
+        ' where jobname ~ ''^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'' and database = current_database()'
+        '   and (username is distinct from $1'
+        '        or substring(jobname from ''^builder-score-worker-([0-9]{1,2})\M'')::integer > (select s.workers from builder_score.settings as s))'
         using remove_jobs.but_of
     loop
         execute 'select cron.unschedule($1::bigint)' using v_job.jobid;
@@ -138,7 +158,8 @@ end
 $function$;
 
 comment on function builder_score.remove_jobs(name) is
-    'Part of schedule() and unschedule(): removes those of our pg_cron jobs in this database that the caller may see, but for one role''s.';
+    'Part of schedule() and unschedule(): removes those of our pg_cron jobs in this database that the caller may see, but for one role''s '
+    'that settings.workers has use for.';
 
 create function builder_score.left_jobs() returns setof text
 language sql stable

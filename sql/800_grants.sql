@@ -52,6 +52,9 @@ begin
         builder_score.job_runs(integer),
         builder_score.recent_rate(timestamptz, bigint, bigint),
         builder_score.run_by(),
+        builder_score.worker_name(integer),
+        builder_score.worker_lock(integer),
+        builder_score.is_wanted(text),
         builder_score.begin_run(text, text),
         builder_score.is_alive(text),
         builder_score.may_go_on(),
@@ -63,7 +66,7 @@ begin
         builder_score.housekeeping(),
         builder_score.purge_job_runs(interval)
     to builder_score_operator;
-    grant execute on procedure builder_score.drain(), builder_score.run_worker(interval) to builder_score_operator;
+    grant execute on procedure builder_score.drain(), builder_score.run_worker(interval, integer) to builder_score_operator;
 end
 $grants$;
 

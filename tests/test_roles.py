@@ -165,6 +165,7 @@ OPERATORS_ROUTINES = {
     "drain()",
     "housekeeping()",
     "is_alive(text)",
+    "is_wanted(text)",
     "may_go_on()",
     "nap_seconds(integer,timestamp with time zone)",
     "purge_job_runs(interval)",
@@ -172,7 +173,9 @@ OPERATORS_ROUTINES = {
     "run_by()",
     "run_deadline(interval)",
     "run_round(text,integer,timestamp with time zone)",
-    "run_worker(interval)",
+    "run_worker(interval,integer)",
+    "worker_lock(integer)",
+    "worker_name(integer)",
 }
 
 

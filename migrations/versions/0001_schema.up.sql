@@ -358,6 +358,7 @@ create table builder_score.settings (
     one_row boolean primary key default true,
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
+    workers integer not null default 1,
     poll_interval interval not null default '0.45 seconds',
     max_attempts integer not null default 5,
     retry_base interval not null default '10 seconds',
@@ -372,6 +373,7 @@ create table builder_score.settings (
     constraint "debounce_window must be between 0 and 1 day"
         check (debounce_window >= '0 seconds' and debounce_window <= '1 day'),
     constraint "batch_size must be between 1 and 10000" check (batch_size between 1 and 10000),
+    constraint "workers must be between 1 and 16" check (workers between 1 and 16),
     constraint "poll_interval must be between 20 ms and 1 second"
         check (poll_interval >= '0.02 seconds' and poll_interval <= '1 second'),
     constraint "max_attempts must be between 1 and 100" check (max_attempts between 1 and 100),
@@ -392,6 +394,7 @@ comment on table builder_score.settings is 'What a DBA may turn: one row. A chan
 comment on column builder_score.settings.one_row is 'Always true: keeps the table at one row.';
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
 comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
+comment on column builder_score.settings.workers is 'Resident workers side by side, one connection each; after a change SELECT * FROM builder_score.schedule() again.';
 comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker; with the batch after it, a score is half a second away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
 comment on column builder_score.settings.retry_base is 'Wait after the first failure; doubles with every further one.';
@@ -777,6 +780,12 @@ comment on column builder_score.backfill.estimated_total is 'How many there are,
 comment on column builder_score.backfill.started_at is 'When it began.';
 comment on column builder_score.backfill.resume_at is 'When the throttle lets it go on.';
 
+create function builder_score.worker_number(worker text) returns integer
+language sql immutable parallel safe
+return case when worker like 'resident%' then coalesce(nullif(substr(worker, 10), ''), '1')::integer end;
+
+comment on function builder_score.worker_number(text) is 'The number of a resident worker, as in resident-2; null for drain.';
+
 create table builder_score.worker_status (
     worker text primary key,
     backend_pid integer,
@@ -795,11 +804,13 @@ create table builder_score.worker_status (
     last_error text,
     last_error_at timestamptz,
     run_by text,
-    constraint "worker must be resident or drain" check (worker in ('resident', 'drain'))
+    number integer generated always as (builder_score.worker_number(worker)) stored,
+    constraint "worker must be resident, resident-2 to resident-16 or drain"
+        check (worker ~ '^(resident(-([2-9]|1[0-6]))?|drain)$')
 );
 
-comment on table builder_score.worker_status is 'Heartbeat and totals: of the resident worker (run_worker) and of drain() called by hand.';
-comment on column builder_score.worker_status.worker is 'resident or drain.';
+comment on table builder_score.worker_status is 'Heartbeat and totals: of each resident worker (run_worker) and of drain() called by hand.';
+comment on column builder_score.worker_status.worker is 'resident, resident-2 and so on, or drain.';
 comment on column builder_score.worker_status.backend_pid is 'Backend of the last run.';
 comment on column builder_score.worker_status.started_at is 'When the last run began.';
 comment on column builder_score.worker_status.heartbeat_at is 'When it last said that it is alive.';
@@ -816,6 +827,7 @@ comment on column builder_score.worker_status.last_batch_seconds is 'How long it
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
 comment on column builder_score.worker_status.run_by is 'What called it: pg_cron, or the application_name of its session.';
+comment on column builder_score.worker_status.number is 'Of a resident worker; those above settings.workers have had their day.';
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
 
@@ -3084,13 +3096,51 @@ $function$;
 
 comment on function builder_score.run_by() is 'What this session belongs to: pg_cron, or its application_name.';
 
+create function builder_score.worker_name(number integer) returns text
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+begin
+    if number is null or number not between 1 and 16 then
+        raise exception 'there is no worker number %', coalesce(number::text, 'null')
+            using errcode = 'invalid_parameter_value',
+                  detail = 'Expected 1 to 16: as many as settings.workers says run side by side.',
+                  hint = 'CALL builder_score.run_worker(null, 2);';
+    end if;
+    return case number when 1 then 'resident' else 'resident-' || number end;
+end
+$function$;
+
+comment on function builder_score.worker_name(integer) is 'The row of worker_status of a resident worker.';
+
+create function builder_score.worker_lock(number integer) returns integer
+language sql immutable parallel safe
+return case number when 1 then 0 else 200 + number end;
+
+comment on function builder_score.worker_lock(integer) is 'Second key of the advisory lock that keeps runs of one worker apart; the first is 1651271539.';
+
+create function builder_score.is_wanted(worker text) returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+begin
+    return coalesce(builder_score.worker_number(worker) <= (select s.workers from builder_score.settings as s), true);
+end
+$function$;
+
+comment on function builder_score.is_wanted(text) is 'Whether settings.workers has room for a worker; for drain() it always has.';
+
 create function builder_score.begin_run(worker text, run_by text default null) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings, what clock_was_set_back() reads
 -- writes: worker_status, host
--- returns: false when paused
+-- returns: false when paused, or where settings.workers has no room for it
 begin
     if (select s.paused from builder_score.settings as s) then
         raise notice 'builder_score is paused: nothing is processed'
@@ -3099,7 +3149,13 @@ begin
         return false;
     end if;
     perform set_config('synchronous_commit', 'off', true);
+    if not builder_score.is_wanted(begin_run.worker) then
+        raise notice 'builder_score has fewer workers: % has nothing to do', begin_run.worker
+            using hint = 'UPDATE builder_score.settings SET workers = ...; or SELECT * FROM builder_score.schedule(); to be rid of its job.';
+        return false;
+    end if;
     perform builder_score.clock_was_set_back();     -- before the heartbeat that tells it is written anew
+    insert into builder_score.worker_status (worker) values (begin_run.worker) on conflict do nothing;
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
@@ -3107,7 +3163,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.begin_run(text, text) is 'Notes that a worker starts, and what called it. False when paused.';
+comment on function builder_score.begin_run(text, text) is 'Notes that a worker starts, and what called it. False when paused, or above settings.workers.';
 
 create function builder_score.beat(worker text, every interval default '5 seconds') returns void
 language plpgsql security definer
@@ -3256,7 +3312,7 @@ begin
         delete from cron.job_run_details as d
         using cron.job as j
         where d.jobid = j.jobid
-          and j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
+          and j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'
           and j.database = current_database()
           and d.end_time < clock_timestamp() - $1
     $purge$ using keep;
@@ -3284,15 +3340,17 @@ as $function$
 -- reads: what run_batch() reads
 -- writes: what run_batch() writes, and backfill
 begin
-    if not builder_score.may_go_on() then
+    if not builder_score.may_go_on() or not builder_score.is_wanted(worker) then
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
-        raise exception 'builder_score: paused or detached' using errcode = 'BS001';
+        raise exception 'builder_score: paused, detached or fewer workers' using errcode = 'BS001';
     end if;
     select b.chosen, b.resume_at, b.trouble, b.exhausted into chosen, resume_at, trouble, exhausted
     from builder_score.run_batch(worker) as b;
-    if chosen = 0 and worker = 'resident' then
+    if chosen = 0 and worker <> 'drain' then
         perform builder_score.beat(worker);
-        perform builder_score.housekeeping();
+        if worker = 'resident' or not builder_score.is_alive('resident') then
+            perform builder_score.housekeeping();
+        end if;
     end if;
     nap := builder_score.nap_seconds(idle_rounds, least(resume_at, deadline));
 end
@@ -3353,7 +3411,7 @@ $procedure$;
 comment on procedure builder_score.drain() is
     'Process what is due now, a backfill that is under way included, one commit a batch, and return. CALL it outside a transaction block.';
 
-create procedure builder_score.run_worker(max_runtime interval default null)
+create procedure builder_score.run_worker(max_runtime interval default null, number integer default 1)
 language plpgsql
 as $procedure$
 -- reads: what run_round() reads
@@ -3366,20 +3424,24 @@ declare
     v_idle integer;
     v_tries integer;
     v_started boolean;
+    v_worker text;
+    v_lock integer;
     v_session_name constant text := pg_catalog.current_setting('application_name');
 begin
     commit;
     set transaction isolation level read committed, read write;
+    v_worker := builder_score.worker_name(number);
+    v_lock := builder_score.worker_lock(number);
     v_deadline := builder_score.run_deadline(max_runtime);
 
-    -- One resident worker at a time. The run that holds the lock may be about to end (it outlives the minute
+    -- One run of each worker at a time. The run that holds the lock may be about to end (it outlives the minute
     -- by 0.2 s), so two seconds' patience; then leave quietly.
     v_tries := 0;
-    while not pg_catalog.pg_try_advisory_lock(1651271539, 0) loop
+    while not pg_catalog.pg_try_advisory_lock(1651271539, v_lock) loop
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
             -- unless that run is long dead and only its session keeps the lock; two workers do no harm
-            exit when not builder_score.is_alive('resident');
+            exit when not builder_score.is_alive(v_worker);
             return;
         end if;
         if pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline then
@@ -3395,7 +3457,7 @@ begin
     end loop;
 
     begin
-        v_started := builder_score.begin_run('resident', builder_score.run_by());
+        v_started := builder_score.begin_run(v_worker, builder_score.run_by());
         if v_started then
             perform builder_score.housekeeping();
             perform builder_score.purge_job_runs();
@@ -3412,7 +3474,7 @@ begin
             v_started := false;
     end;
     if not v_started then
-        perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+        perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
         return;
     end if;
 
@@ -3425,7 +3487,7 @@ begin
         commit;
         set transaction isolation level read committed, read write;
         begin
-            v_round := builder_score.run_round('resident', v_idle, v_deadline);
+            v_round := builder_score.run_round(v_worker, v_idle, v_deadline);
         exception
             when sqlstate 'BS001' then
                 exit;
@@ -3450,13 +3512,13 @@ begin
         end if;
     end loop;
     perform pg_catalog.set_config('application_name', v_session_name, false);
-    perform pg_catalog.pg_advisory_unlock(1651271539, 0);
+    perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
 end
 $procedure$;
 
-comment on procedure builder_score.run_worker(interval) is
-    'The resident worker: drain, nap, drain again, until max_runtime (null: 0.2 s into the next minute, for pg_cron). '
-    'Leaves quietly when another one runs, when paused, and when uninstalled.';
+comment on procedure builder_score.run_worker(interval, integer) is
+    'A resident worker, the first or another of settings.workers: drain, nap, drain again, until max_runtime (null: 0.2 s into the next minute, for pg_cron). '
+    'Leaves quietly when another run of the same number goes on, above settings.workers, when paused, and when uninstalled.';
 
 -- For services and operators: one score now, whether stored scores are right, and how everything is.
 -- reads: host views and our own tables          writes: users.builder_score, and what score_users() writes
@@ -3717,8 +3779,10 @@ begin
     end if;
     select coalesce(w.run_by, '') into v_run_by
     from builder_score.worker_status as w
-    where w.worker = 'resident'
-      and w.heartbeat_at > clock_timestamp() - interval '1 minute' and w.heartbeat_at <= clock_timestamp();
+    where w.number is not null
+      and w.heartbeat_at > clock_timestamp() - interval '1 minute' and w.heartbeat_at <= clock_timestamp()
+    order by w.number
+    limit 1;
     if v_run_by is not null then
         return case v_run_by when 'pg_cron' then 'pg_cron' else 'worker' end;
     end if;
@@ -3753,7 +3817,7 @@ begin
         select j.jobname::text, j.username::text, d.start_time, d.end_time, d.status::text, d.return_message::text
         from cron.job_run_details as d
         join cron.job as j on j.jobid = d.jobid
-        where j.jobname ~ '^builder-score-worker(-at-start)?(@|$)'
+        where j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'
           and j.database = current_database()
         order by d.runid desc
         limit $1
@@ -3787,8 +3851,9 @@ select q.queue_depth,
        (select count(*) from builder_score.score_dead_letter) as dead_letters,
        (select count(*) from builder_score.score_state where retry_at is not null) as retrying,
        w.started_at as last_run_at,
-       -- one from the future, before the clock was set back, is no younger than one from as long ago
-       greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp()) as heartbeat_age,
+       w.silent as heartbeat_age,
+       s.workers,
+       r.workers_heard,
        builder_score.scheduler() as scheduler,
        s.paused,
        s.paused_reason,
@@ -3821,7 +3886,25 @@ cross join (
            max(last_batch_at) as last_batch_at
     from builder_score.worker_status
 ) as t
-left join builder_score.worker_status as w on w.worker = 'resident'
+left join lateral (
+    -- the one that was not heard of for longest
+    select x.started_at, x.silent
+    from (
+        select k.started_at,
+               -- one from the future, before the clock was set back, is no younger than one from as long ago
+               greatest(clock_timestamp() - k.heartbeat_at, k.heartbeat_at - clock_timestamp()) as silent
+        from builder_score.worker_status as k
+        where k.number <= s.workers
+    ) as x
+    order by x.silent desc
+    limit 1
+) as w on true
+cross join lateral (
+    select count(*) as workers_heard
+    from builder_score.worker_status as k
+    where k.number <= s.workers
+      and k.heartbeat_at > clock_timestamp() - interval '2 minutes' and k.heartbeat_at <= clock_timestamp()
+) as r
 left join lateral (
     select x.last_error, x.last_error_at
     from builder_score.worker_status as x
@@ -3837,8 +3920,10 @@ comment on column builder_score.health.due_now is 'Of those, rows that could be 
 comment on column builder_score.health.oldest_due_age is 'How long the oldest of these has been due.';
 comment on column builder_score.health.dead_letters is 'Users given up after settings.max_attempts failures.';
 comment on column builder_score.health.retrying is 'Users in backoff.';
-comment on column builder_score.health.last_run_at is 'When the resident worker''s last run began.';
+comment on column builder_score.health.last_run_at is 'When the last run of the worker began that was not heard of for longest; null where the first one never ran.';
 comment on column builder_score.health.heartbeat_age is 'Time since it last said that it is alive; about 5 s when idle.';
+comment on column builder_score.health.workers is 'How many there are to be: settings.workers.';
+comment on column builder_score.health.workers_heard is 'Of these, how many were heard of in the last two minutes.';
 comment on column builder_score.health.scheduler is 'pg_cron, worker or none.';
 comment on column builder_score.health.paused is 'Whether workers are told to leave.';
 comment on column builder_score.health.paused_reason is 'Why.';
@@ -5128,6 +5213,24 @@ $function$;
 
 comment on function builder_score.note_job(name, text, name, bigint) is 'Part of scheduling: remembers a job.';
 
+create function builder_score.wanted_jobs() returns table (job_name text, schedule text, command text)
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: settings
+-- writes: nothing
+    select concat_ws('-', 'builder-score-worker', nullif(k.number, 1)), '* * * * *',
+           format('call builder_score.run_worker(%s)', case when k.number > 1 then 'null, ' || k.number end)
+    from builder_score.settings as s
+    cross join lateral generate_series(1, s.workers) as k(number)
+    union all
+    -- After a crash the minute's tick may be a minute away; this one comes with the server, and does alone what is to be
+    -- done until the others follow.
+    select 'builder-score-worker-at-start', '@reboot', 'call builder_score.run_worker()';
+$function$;
+
+comment on function builder_score.wanted_jobs() is 'The pg_cron jobs that there are to be: one for each of settings.workers, and one that starts with the server.';
+
 create function builder_score.schedule(run_as name default null) returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -5175,17 +5278,14 @@ begin
 
     if v_why is null then
         begin
-            if v_run_as <> current_user and not has_function_privilege(v_run_as, 'builder_score.run_worker(interval)', 'execute') then
+            if v_run_as <> current_user and not has_function_privilege(v_run_as, 'builder_score.run_worker(interval, integer)', 'execute') then
                 raise exception 'role % may not run the worker', v_run_as
                     using errcode = 'insufficient_privilege',
                           detail = 'The job would fail each minute.',
                           hint = format('GRANT builder_score_operator TO %I;', v_run_as);
             end if;
             for v_job in
-                select n.job_name, n.schedule, 'call builder_score.run_worker()' as command
-                from (values ('builder-score-worker', '* * * * *'),
-                             -- After a crash the minute's tick may be a minute away; this one comes with the server.
-                             ('builder-score-worker-at-start', '@reboot')) as n(job_name, schedule)
+                select w.job_name, w.schedule, w.command from builder_score.wanted_jobs() as w
             loop
                 -- With a name it is idempotent for one role.
                 if v_run_as = current_user then
@@ -5197,7 +5297,10 @@ begin
                 end if;
             end loop;
             return query select * from builder_score.remove_jobs(v_run_as);
-            return next format('pg_cron job builder-score-worker, as %s', v_run_as);
+            return next (
+                select case s.workers when 1 then format('pg_cron job builder-score-worker, as %s', v_run_as)
+                       else format('pg_cron jobs builder-score-worker to builder-score-worker-%s, as %s', s.workers, v_run_as) end
+                from builder_score.settings as s);
             if v_run_as = current_user and current_setting('statement_timeout')::interval > interval '0 seconds' then
                 raise warning 'statement_timeout is % for %: the worker leaves before it strikes, and pauses until the next minute', current_setting('statement_timeout'), current_user
                     using hint = format('ALTER ROLE %I IN DATABASE %I SET statement_timeout = 0;', current_user, current_database());
@@ -5216,14 +5319,14 @@ end
 $function$;
 
 comment on function builder_score.schedule(name) is
-    'Creates the pg_cron job builder-score-worker, or says why it cannot and what runs instead. Idempotent. The job runs as the '
-    'caller; only a superuser may name another role.';
+    'Creates the pg_cron job builder-score-worker, and one more for each further one of settings.workers, or says why it cannot and '
+    'what runs instead. Idempotent. The jobs run as the caller; only a superuser may name another role.';
 
 create function builder_score.remove_jobs(but_of name default null) returns setof text
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: cron.job
+-- reads: cron.job, settings
 -- writes: cron.job, cron.job_run_details, scheduled_jobs
 declare
     v_job record;
@@ -5231,7 +5334,9 @@ begin
     -- By id: another role's job cannot be named, not even by a superuser.
     for v_job in execute
         'select jobid, jobname, username from cron.job'
-        ' where jobname ~ ''^builder-score-worker(-at-start)?(@|$)'' and database = current_database() and username is distinct from $1'
+        ' where jobname ~ ''^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'' and database = current_database()'
+        '   and (username is distinct from $1'
+        '        or substring(jobname from ''^builder-score-worker-([0-9]{1,2})\M'')::integer > (select s.workers from builder_score.settings as s))'
         using remove_jobs.but_of
     loop
         execute 'select cron.unschedule($1::bigint)' using v_job.jobid;
@@ -5248,7 +5353,8 @@ end
 $function$;
 
 comment on function builder_score.remove_jobs(name) is
-    'Part of schedule() and unschedule(): removes those of our pg_cron jobs in this database that the caller may see, but for one role''s.';
+    'Part of schedule() and unschedule(): removes those of our pg_cron jobs in this database that the caller may see, but for one role''s '
+    'that settings.workers has use for.';
 
 create function builder_score.left_jobs() returns setof text
 language sql stable
@@ -5359,6 +5465,9 @@ begin
         builder_score.job_runs(integer),
         builder_score.recent_rate(timestamptz, bigint, bigint),
         builder_score.run_by(),
+        builder_score.worker_name(integer),
+        builder_score.worker_lock(integer),
+        builder_score.is_wanted(text),
         builder_score.begin_run(text, text),
         builder_score.is_alive(text),
         builder_score.may_go_on(),
@@ -5370,7 +5479,7 @@ begin
         builder_score.housekeeping(),
         builder_score.purge_job_runs(interval)
     to builder_score_operator;
-    grant execute on procedure builder_score.drain(), builder_score.run_worker(interval) to builder_score_operator;
+    grant execute on procedure builder_score.drain(), builder_score.run_worker(interval, integer) to builder_score_operator;
 end
 $grants$;
 

@@ -48,7 +48,7 @@ _JOB_ROLE = """
     select quote_ident(r.rolname) as quoted, r.rolcanlogin,
            has_database_privilege(r.oid, current_database(), 'connect') as may_connect,
            has_schema_privilege(r.oid, 'builder_score', 'usage')
-               and has_function_privilege(r.oid, 'builder_score.run_worker(interval)', 'execute')
+               and has_function_privilege(r.oid, 'builder_score.run_worker(interval, integer)', 'execute')
                as may_work
     from pg_roles as r where r.rolname = %s
 """
@@ -57,7 +57,7 @@ _RUNS = """
     select j.username, d.status, d.return_message as message, d.start_time,
            clock_timestamp() - coalesce(d.end_time, d.start_time) as ago
     from cron.job_run_details as d join cron.job as j on j.jobid = d.jobid
-    where j.jobname ~ '^builder-score-worker(-at-start)?(@|$)' and j.database = %s
+    where j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)' and j.database = %s
       and d.status not in ('starting', 'connecting', 'sending')
     order by d.runid desc limit 1
 """
