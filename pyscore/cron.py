@@ -4,6 +4,7 @@ pg_cron keeps the jobs of all databases in one of them (``cron.database_name``);
 for ours one connects there. Ours notes what was scheduled, so that it can be taken out again.
 """
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from pyscore.errors import PyscoreError
 JOB = "builder-score-worker"
 AT_START = "builder-score-worker-at-start"
 PURGE = "builder-score-worker-purge"
+MOST_WORKERS = 16
 
-_CALL = "call builder_score.run_worker()"
+_NUMBER = re.compile(r"^builder-score-worker-(\d{1,2})(?:@|$)")
 
 # The job's own runs; pg_cron itself never forgets one.
 _DELETE_OLD_RUNS = """
@@ -52,7 +54,8 @@ select current_database() as database, current_user as role,
 _MAY_RUN = """
 select r.rolcanlogin,
        has_schema_privilege(r.oid, 'builder_score', 'usage')
-           and has_function_privilege(r.oid, 'builder_score.run_worker(interval, integer)', 'execute'),
+           and has_function_privilege(
+               r.oid, 'builder_score.run_worker(interval, integer)', 'execute'),
        has_database_privilege(r.oid, current_database(), 'connect'),
        quote_ident(r.rolname), quote_ident(current_database()),
        has_schema_privilege(
@@ -62,7 +65,8 @@ from pg_roles as r where r.rolname = %s
 
 _THEIR_JOBS = """
 select jobid, jobname::text, username::text, database
-from cron.job where jobname ~ '^builder-score-worker(-at-start|-purge)?(@|$)' order by jobid
+from cron.job
+where jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start|-purge)?(@|$)' order by jobid
 """
 
 
@@ -111,15 +115,16 @@ def schedule(connection: Connection[Any], cron_dsn: str, *, run_as: str | None =
         # Ours is committed first: a note without a job does less harm than a job without a note.
         with there.connection.transaction(), connection.transaction():
             try:
-                _schedule_all(connection, there, role)
-                removed = _remove(connection, there, but_of=role)
+                workers = _schedule_all(connection, there, role)
+                removed = _remove(connection, there, but_of=role, workers=workers)
             except psycopg.errors.InsufficientPrivilege as error:
                 if "builder_score" in (error.diag.message_primary or ""):
                     raise
                 raise PyscoreError(_grants(there)) from error
+    last = f" to {there.job_name(_name(workers))}" if workers > 1 else ""
     return [
         *removed,
-        f"pg_cron jobs {there.job_name(JOB)}, as {role}, in database {there.database}",
+        f"pg_cron jobs {there.job_name(JOB)}{last}, as {role}, in database {there.database}",
     ]
 
 
@@ -222,15 +227,20 @@ def _require_worker(connection: Connection[Any], role: str) -> None:
         raise PyscoreError(f"role {role} may not run the worker: {advice}")
 
 
-def _schedule_all(connection: Connection[Any], there: _Elsewhere, role: str) -> None:
-    names = sql.SQL(", ").join(there.job_name(job) for job in (JOB, AT_START, PURGE))
+def _name(number: int) -> str:
+    """Name the job of a worker, as builder_score.wanted_jobs() does."""
+    return JOB if number == 1 else f"{JOB}-{number}"
+
+
+def _schedule_all(connection: Connection[Any], there: _Elsewhere, role: str) -> int:
+    """Make the jobs; give the number of workers."""
+    wanted = _tuples(connection).execute(
+        "select job_name, schedule, command from builder_score.wanted_jobs()"
+    )
+    jobs = [(job, when, command, there.our_database) for job, when, command in wanted.fetchall()]
+    names = sql.SQL(", ").join(there.job_name(job) for job in (*(job[0] for job in jobs), PURGE))
     purge = " ".join(sql.SQL(_DELETE_OLD_RUNS).format(names=names).as_string().split())
-    # After a crash the minute's tick may be a minute away; @reboot comes with the server.
-    for job, when, command, database in (
-        (JOB, "* * * * *", _CALL, there.our_database),
-        (AT_START, "@reboot", _CALL, there.our_database),
-        (PURGE, "17 4 * * *", purge, there.database),
-    ):
+    for job, when, command, database in (*jobs, (PURGE, "17 4 * * *", purge, there.database)):
         name = there.job_name(job)
         # null: naming any role, even oneself, takes a superuser
         other = role if role != there.role else None
@@ -243,28 +253,39 @@ def _schedule_all(connection: Connection[Any], there: _Elsewhere, role: str) -> 
             "select builder_score.note_job(%s, %s, %s, %s)",
             [there.database, name, role, job_id],
         )
+    return len(jobs) - 1  # beside those of the workers there is the one that comes with the server
 
 
-def _remove(connection: Connection[Any], there: _Elsewhere, *, but_of: str | None) -> list[str]:
-    """Remove our jobs that can be seen there, but for one role's, and forget what is gone."""
+def _remove(
+    connection: Connection[Any], there: _Elsewhere, *, but_of: str | None, workers: int = 0
+) -> list[str]:
+    """Remove our jobs that can be seen there, but for one role's, and forget what is gone.
+
+    Of that role's go those of workers beyond the given number.
+    """
     rows = _tuples(connection).execute(
         "select job_id, job_name, run_as from builder_score.known_jobs() where cron_database = %s",
         [there.database],
     )
     known = {tuple(row) for row in rows.fetchall()}
-    names = {there.job_name(job) for job in (JOB, AT_START, PURGE)}
+    numbered = (_name(number + 1) for number in range(MOST_WORKERS))
+    names = {there.job_name(job) for job in (*numbered, AT_START, PURGE)}
     said: list[str] = []
+    removed: set[int] = set()
     for job_id, name, user, database in _tuples(there.connection).execute(_THEIR_JOBS).fetchall():
         # a database that was renamed since is still known by the job's number
         ours = database == there.our_database or name in names or (job_id, name, user) in known
-        if ours and user != but_of:
+        number = _NUMBER.match(name)
+        beyond = number is not None and int(number[1]) > workers
+        if ours and (user != but_of or beyond):
+            removed.add(job_id)
             there.connection.execute("select cron.unschedule(%s::bigint)", [job_id])
             there.connection.execute("delete from cron.job_run_details where jobid = %s", [job_id])
             said.append(f"pg_cron job {name}, as {user}, removed")
     gone = [
         job_id
         for job_id, _, user in known
-        if user != but_of and (there.sees_all or user == there.role)
+        if job_id in removed or (user != but_of and (there.sees_all or user == there.role))
     ]
     connection.execute(
         "delete from builder_score.scheduled_jobs where cron_database = %s and job_id = any(%s)",

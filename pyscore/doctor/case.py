@@ -225,7 +225,8 @@ class Case:
             " j.nodename, j.nodeport"
             " from cron.job as j where j.database = %s"
             # scheduled from elsewhere they bear the database's name too
-            " and j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)' order by j.jobid",
+            " and j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)'"
+            " order by j.jobid",
             [self.session["database"]],
         ).fetchall()
 

@@ -48,7 +48,8 @@ _JOB_ROLE = """
     select quote_ident(r.rolname) as quoted, r.rolcanlogin,
            has_database_privilege(r.oid, current_database(), 'connect') as may_connect,
            has_schema_privilege(r.oid, 'builder_score', 'usage')
-               and has_function_privilege(r.oid, 'builder_score.run_worker(interval, integer)', 'execute')
+               and has_function_privilege(
+                   r.oid, 'builder_score.run_worker(interval, integer)', 'execute')
                as may_work
     from pg_roles as r where r.rolname = %s
 """
