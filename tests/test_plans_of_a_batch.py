@@ -20,10 +20,12 @@ BATCH = 200
 
 BIG = (
     *("users", "projects", "project_collaborators"),
-    *("score_state", "score_dead_letter", "score_recalc_queue"),
+    *("score_state", "score_dead_letter", "score_counts", "score_recalc_queue"),
 )
 
 BACKLOG = f"""
+    insert into builder_score.score_counts (scores, people)
+        select '{{1}}', '{{1}}' from generate_series(1, {PEOPLE});
     insert into builder_score.score_dead_letter
         select user_id, 5, 'P0001', 'test', now(), now() from builder_score.score_state limit 5000;
     update builder_score.settings set batch_size = {BATCH};
@@ -50,12 +52,13 @@ def backlog(
     """Everyone is due, and half of the projects; nothing that a test does is committed."""
     name, statistics = request.param
     with host_databases.installed(HOSTS[name]) as host:
-        for table in ("score_recalc_queue", "score_state", "score_dead_letter"):
+        for table in ("score_recalc_queue", "score_state", "score_dead_letter", "score_counts"):
             run(host.db, f"alter table builder_score.{table} set (autovacuum_enabled = false)")
         if statistics == "of empty tables":
             run(host.db, "analyze")
         fill(host.db, HOSTS[name], PEOPLE)
         run(host.db, BACKLOG)
+        run(host.db, "select builder_score.compact_score_counts()")
         if statistics == "analyzed":
             run(host.db, "analyze")
         yield host
@@ -152,3 +155,18 @@ def test_a_look_at_the_queue_goes_through_it_once(backlog: HostDatabase, view: s
     assert sum(scan.rows for scan in look.scans("score_recalc_queue")) <= 2 * PEOPLE
     assert look.sorted_rows <= 10
     assert look.compiled == []
+
+
+@pytest.mark.parametrize("mode", get_args(PlanMode))
+def test_a_rank_is_read_from_the_sum_past_all_that_it_replaced(
+    backlog: HostDatabase, mode: PlanMode
+) -> None:
+    with planning(backlog.address, mode) as db, recorded(db) as look:
+        people = one(db, "select s.people from users, builder_score.standing(id) as s limit 1")
+    assert people == PEOPLE
+    standing = look.of("standing")
+    assert standing.indexes("score_counts") <= {"score_counts_sum", "score_counts_pkey"}
+    assert standing.indexes("users", "score_state") == {"users_pkey", "score_state_pkey"}
+    assert standing.rows <= 10
+    assert standing.sorted_rows == 0
+    assert standing.blocks <= 20

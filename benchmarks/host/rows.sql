@@ -31,7 +31,7 @@ select project_id(o.project), person_id(o.person),
 from owned as o;
 
 create temporary table joined as
-select n as person, 1 + floor(chance(n * 64 + k, 16) * (select count(*) from owned))::bigint as project
+select n as person, 1 + floor(chance(n::bigint * 64 + k, 16) * (select count(*) from owned))::bigint as project
 from generate_series(1, :people) as n,
      generate_series(1, (array[0, 1, 2, 3, 5, 10, 20])[width_bucket(
          chance(n, 17), array[0, 0.45, 0.70, 0.82, 0.90, 0.96, 0.99]::double precision[])]) as k;
@@ -39,7 +39,7 @@ from generate_series(1, :people) as n,
 insert into project_collaborators (id, project_id, user_id, role_description, status, invited_at, confirmed_at)
 select collaboration_id(row_number() over (order by j.project, j.person)), project_id(j.project), person_id(j.person), 'helps',
        case when j.counts then 'confirmed' else 'pending' end, now(), case when j.counts then now() end
-from (select distinct j.project, j.person, chance(j.person * 8191 + j.project, 18) < 0.7 as counts from joined as j) as j
+from (select distinct j.project, j.person, chance(j.person::bigint * 8191 + j.project, 18) < 0.7 as counts from joined as j) as j
 join owned as o using (project) where o.person <> j.person;
 
 drop table owned, joined;
