@@ -52,11 +52,12 @@ def run(scale: Scale) -> Report:
         reader = _Reader(db, people)
         pages, table = _pages(reader, scale)
         ranks = _ranks(reader, scale)
+        health = _health(reader, scale)
     return Report(
         NAME,
         TITLE,
         figures=[*pages, *ranks],
-        tables=[table, _while_written(shared, some), _beside_the_worker(shared, some)],
+        tables=[table, health, _while_written(shared, some), _beside_the_worker(shared, some)],
         remarks=_REMARKS,
         server=servers.describe(shared.cluster),
     )
@@ -305,6 +306,30 @@ def _look(reader: _Reader, places: Sequence[Place]) -> tuple[float, float]:
     statements = [reader.statement(place) for place in places]
     seconds = sum(reader.seconds(*statement) for statement in statements)
     return sum(reader.blocks(*statement) for statement in statements), seconds
+
+
+def _health(reader: _Reader, scale: Scale) -> Table:
+    """What is asked about the queue while it holds everyone."""
+    db = reader.db
+    db.execute(
+        "insert into builder_score.score_recalc_queue (user_id, priority, reason)"
+        " select id, 20, 'benchmark' from users"
+    )
+    db.execute("vacuum (analyze) builder_score.score_recalc_queue")
+    asked = {
+        "health": "select * from builder_score.health",
+        "queue_by_priority": "select * from builder_score.queue_by_priority",
+        "pending() of one user": "select builder_score.pending(id) from users limit 1",
+    }
+    sides = {name: partial(reader.seconds, query) for name, query in asked.items()}
+    times = _quietly(sides, scale.pick(smoke=1, quick=5, ordinary=9))
+    blocks = {name: reader.blocks(query) for name, query in asked.items()}
+    db.execute("truncate builder_score.score_recalc_queue")
+    return Table(
+        f"A queue of {reader.people:,} rows",
+        ["asked for", "milliseconds, median", "blocks"],
+        [(name, 1e3 * median(times[name]), blocks[name]) for name in asked],
+    )
 
 
 def _settle(db: Connection[Any]) -> None:

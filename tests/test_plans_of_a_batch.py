@@ -165,7 +165,8 @@ def test_a_rank_is_read_from_the_sum_past_all_that_it_replaced(
         people = one(db, "select s.people from users, builder_score.standing(id) as s limit 1")
     assert people == PEOPLE
     standing = look.of("standing")
-    assert standing.indexes("score_counts") <= {"score_counts_sum", "score_counts_pkey"}
+    looks = standing.indexes("score_counts")
+    assert {"score_counts_sum"} <= looks <= {"score_counts_sum", "score_counts_pkey"}
     assert standing.indexes("users", "score_state") == {"users_pkey", "score_state_pkey"}
     assert standing.rows <= 10
     assert standing.sorted_rows == 0
