@@ -130,12 +130,15 @@ def test_a_worker_that_was_not_heard_of_for_long() -> None:
         "paused": False,
         "scheduler": "pg_cron",
         "heartbeat_age": timedelta(seconds=70),
+        "workers_heard": 0,
     }
     assert obstacles(health) == []
     health["heartbeat_age"] = timedelta(hours=3)
     assert [problem.what for problem in obstacles(health)] == [
         "nothing was heard of the worker for 3 h"
     ]
+    # another one works
+    assert obstacles({**health, "workers_heard": 1}) == []
     # a job that was just scheduled starts at the next minute
     health["heartbeat_age"] = None
     assert obstacles(health, timedelta(seconds=70)) == []

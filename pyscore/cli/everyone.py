@@ -44,7 +44,7 @@ select exists (
        b.started_at as walk, b.seen, b.estimated_total,
        q.highest, q.waiting, q.held, q.held_until, q.failing,
        h.recalculated, h.changed, h.dead_letters,
-       h.attached, h.paused, h.paused_reason, h.scheduler, h.heartbeat_age,
+       h.attached, h.paused, h.paused_reason, h.scheduler, h.heartbeat_age, h.workers_heard,
        clock_timestamp() as looked_at
 from builder_score.health as h
 cross join (

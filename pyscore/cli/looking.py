@@ -68,7 +68,8 @@ def look(connection: Connection[DictRow]) -> Look:
             "select reason, only_ageing, seen, estimated_total, started_at"
             " from builder_score.backfill"
         ).fetchone()
-        runs = connection.execute("select * from builder_score.job_runs(%s)", [JOB_RUNS]).fetchall()
+        limit = JOB_RUNS * health["workers"]
+        runs = connection.execute("select * from builder_score.job_runs(%s)", [limit]).fetchall()
     return Look(health.pop("at"), health, queue, backfill, runs)
 
 

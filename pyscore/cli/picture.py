@@ -44,6 +44,7 @@ def draw_facts(seen: Look, *, ascii_only: bool) -> Table:
         "scheduler": _scheduler(seen),
         "last runs": _runs(seen),
         "heartbeat": _ago(health["heartbeat_age"]),
+        "workers": _workers(health),
         "attached": "yes" if health["attached"] else "no",
         "paused": _paused(health),
         "queue": _queue(seen),
@@ -104,6 +105,12 @@ def _ago(age: timedelta | None) -> str | None:
 
 def _ago_at(moment: datetime | None, now: datetime) -> str | None:
     return None if moment is None else _ago(now - moment)
+
+
+def _workers(health: dict[str, Any]) -> str | None:
+    if health["workers"] == 1:
+        return None
+    return f"{health['workers_heard']} of {health['workers']} heard of in the last 2 minutes"
 
 
 def _paused(health: dict[str, Any]) -> str | None:

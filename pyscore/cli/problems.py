@@ -57,7 +57,7 @@ def obstacles(health: Mapping[str, Any], unheard: timedelta = timedelta()) -> li
                 "`pyscore schedule`, or keep `pyscore worker` running",
             )
         )
-    elif silent > STALE:
+    elif silent > STALE and not health["workers_heard"]:
         elsewhere = health.get("cron_database")
         place = f" of database {printable(elsewhere)}" if elsewhere else ""
         found.append(
@@ -76,6 +76,14 @@ def find_problems(look: Look) -> list[Problem]:
     """
     health = look.health
     problems = obstacles(health)
+    workers, heard = health["workers"], health["workers_heard"]
+    if 0 < heard < workers and not health["paused"]:
+        problems.append(
+            Problem(
+                f"{workers - heard} of {workers} workers not heard of for {duration(STALE)}",
+                "`pyscore schedule` if settings.workers was raised, else `pyscore doctor`",
+            )
+        )
     failed = _failed_run(look)
     if failed is not None:
         message = printable(" ".join((failed["message"] or "no message").split()))
@@ -104,11 +112,14 @@ def find_problems(look: Look) -> list[Problem]:
 
 
 def _failed_run(look: Look) -> dict[str, Any] | None:
-    """Give the last run whose outcome is known, when it failed and the job is still to run."""
+    """Give a worker's last run whose outcome is known, when it failed and is still to run."""
     if look.health["scheduler"] != "pg_cron":
         return None
-    known = [run for run in look.job_runs if run["status"] not in _UNDER_WAY]
-    return known[0] if known and known[0]["status"] == "failed" else None
+    last: dict[str, dict[str, Any]] = {}
+    for run in look.job_runs:
+        if run["status"] not in _UNDER_WAY:
+            last.setdefault(run["job"].replace("-at-start", ""), run)
+    return next((run for run in last.values() if run["status"] == "failed"), None)
 
 
 def _advice(run: dict[str, Any]) -> str:

@@ -156,6 +156,8 @@ def set_settings(changes: tuple[str, ...], dsn: str | None, as_json: bool) -> No
     for name in wanted:
         old, new = _text(before[name].value), _text(after[name].value)
         click.echo(f"{name}: {old} -> {new}" if old != new else f"{name}: {new}, as it was")
+        if name == "workers" and old != new:
+            click.echo("`pyscore schedule` makes pg_cron's jobs as many", err=True)
 
 
 def _get(name: str | None, dsn: str | None, as_json: bool) -> None:
