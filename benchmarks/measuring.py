@@ -35,11 +35,16 @@ class Ratio:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], float]], rounds: int, *, warm_up: bool = True
+    sides: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    warm_up: bool = True,
+    tell: bool = True,
 ) -> dict[str, list[float]]:
     """Let each side run once a round, and return what each has measured, in the rounds' order.
 
-    Another side comes first in every round. The first round warms up and is thrown away.
+    Another side comes first in every round. The first round warms up and is thrown away. Not to
+    `tell` is for rounds that take milliseconds.
     """
     names = list(sides)
     values: dict[str, list[float]] = {name: [] for name in names}
@@ -47,7 +52,8 @@ def alternate(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             value = sides[name]()
-            say(f"{'warm-up' if number < 0 else f'round {number + 1}'}: {name}: {value:,.4g}")
+            if tell:
+                say(f"{'warm-up' if number < 0 else f'round {number + 1}'}: {name}: {value:,.4g}")
             if number >= 0:
                 values[name].append(value)
     return values

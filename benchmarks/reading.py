@@ -11,7 +11,7 @@ from psycopg import Connection
 
 from benchmarks import communities, servers
 from benchmarks.communities import Communities, rest
-from benchmarks.measuring import Ratio, wall
+from benchmarks.measuring import Ratio, alternate, wall
 from benchmarks.progress import say
 from benchmarks.reports import Figure, Report, Table
 from benchmarks.scales import Scale
@@ -153,7 +153,7 @@ def _pages(reader: _Reader, scale: Scale) -> tuple[list[Figure], Table]:
         kind = f"by OFFSET {rows:,}, for comparison"
         sides[kind] = partial(reader.seconds, offset + str(rows))
         blocks[kind] = [reader.blocks(offset + str(rows))]
-    times = _quietly(sides, scale.pick(smoke=2, quick=20, ordinary=50))
+    times = alternate(sides, scale.pick(smoke=2, quick=20, ordinary=50), tell=False)
     first = blocks["page 1"]
     figures = [
         Figure.of(f"{kind}, blocks at {reader.people:,} users", "page 1", "≤ 2",
@@ -182,12 +182,13 @@ def _ranks(reader: _Reader, scale: Scale) -> list[Figure]:
         _expect_exact(db, user_id)
         count = "select count(*) from users where builder_score > %(score)s"
         stand = "select * from builder_score.standing(%(user)s)"
-        times = _quietly(
+        times = alternate(
             {
                 "count": partial(reader.seconds, count, {"score": score}),
                 "standing": partial(reader.seconds, stand, {"user": user_id}),
             },
             3,
+            tell=False,
         )
         counting.append(median(times["count"]))
         standing.append(median(times["standing"]))
@@ -322,7 +323,7 @@ def _health(reader: _Reader, scale: Scale) -> Table:
         "pending() of one user": "select builder_score.pending(id) from users limit 1",
     }
     sides = {name: partial(reader.seconds, query) for name, query in asked.items()}
-    times = _quietly(sides, scale.pick(smoke=1, quick=5, ordinary=9))
+    times = alternate(sides, scale.pick(smoke=1, quick=5, ordinary=9), tell=False)
     blocks = {name: reader.blocks(query) for name, query in asked.items()}
     db.execute("truncate builder_score.score_recalc_queue")
     return Table(
@@ -339,15 +340,3 @@ def _settle(db: Connection[Any]) -> None:
         " select id, 20, 'benchmark' from users"
     )
     db.execute("call builder_score.drain()")
-
-
-def _quietly(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """As `alternate`, for what takes too little time to be told of."""
-    names = list(sides)
-    values: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            value = sides[name]()
-            if number >= 0:
-                values[name].append(value)
-    return values
