@@ -110,6 +110,39 @@ BROKEN = {
         select cron.schedule('builder-score-worker', '* * * * *', 'call builder_score.run_worker()')
         """,
     ),
+    "a job of another role's for the second worker": Broken(
+        "job",
+        "warn",
+        r"a second job, builder-score-worker-2 \(as ops\)",
+        """update builder_score.settings set workers = 2; select builder_score.schedule();
+        grant usage on schema cron to ops; grant builder_score_operator to ops;
+        set role ops;
+        select cron.schedule('builder-score-worker-2', '* * * * *',
+            'call builder_score.run_worker(null, 2)')""",
+    ),
+    "more workers than jobs": Broken(
+        "job",
+        "warn",
+        "settings.workers is 3, and pg_cron has no job for worker 2, 3",
+        "update builder_score.settings set workers = 3",
+        ("heartbeat",),
+    ),
+    "more jobs than workers": Broken(
+        "job",
+        "warn",
+        "settings.workers is 1, and pg_cron has a job for worker 2",
+        "update builder_score.settings set workers = 2; select builder_score.schedule();"
+        "update builder_score.settings set workers = 1",
+    ),
+    "a second job that runs the first worker": Broken(
+        "job",
+        "fail",
+        r"job builder-score-worker-2 \(as postgres\) is not what it should be",
+        "update builder_score.settings set workers = 2; select builder_score.schedule();"
+        + ALTER.format("command => 'call builder_score.run_worker()'").replace(
+            "'builder-score-worker'", "'builder-score-worker-2'"
+        ),
+    ),
     "a job whose role may not log in": Broken(
         "job", "fail", "role ops, .* may not log in", AS_OPS + "alter role ops nologin"
     ),
@@ -209,7 +242,8 @@ def test_what_is_broken_is_said_and_mended_by_the_line_that_says_it(
             "alter database app reset statement_timeout;"
             "alter role postgres in database app reset statement_timeout;"
             "select cron.alter_job(jobid, username => 'postgres') from cron.job"
-            " where not exists (select from cron.job where username = 'postgres')",
+            " where not exists (select from cron.job where username = 'postgres');"
+            "update builder_score.settings set workers = 1; select builder_score.schedule()",
         )
 
 

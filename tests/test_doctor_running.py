@@ -463,6 +463,34 @@ def test_a_silent_session_that_keeps_the_workers_lock_is_named_and_ended(
         db.execute(HEARD)
 
 
+def test_one_worker_of_two_that_is_silent_is_named_with_who_keeps_its_lock(
+    server: PrivateCluster, healthy: str, sessions: Sessions
+) -> None:
+    silent = sessions("silent")
+    silent.run("select pg_advisory_lock(1651271539, 202)")
+    with connect(healthy) as db:
+        run(db, "update builder_score.settings set workers = 2")
+        (beat,) = of("heartbeat", examine(healthy))
+        assert beat["level"] == "warn"
+        assert beat["message"] == (
+            f"worker 2 of 2 was never heard of; process {silent.pid} holds its lock"
+            " and does nothing"
+        )
+        end, advice, command = beat["remedy"].splitlines()
+        assert advice.startswith("# keep this running")
+        follow(server, healthy, end)
+        with running(*shlex.split(command)[1:], DATABASE_URL=healthy) as worker:
+            until(lambda: level_of("heartbeat", examine(healthy)) == "ok", "it is heard of")
+            (beat,) = of("heartbeat", examine(healthy))
+            assert beat["message"].startswith("2 workers, each heard 0:00:0")
+            worker.terminate()
+            worker.wait()
+        ago = "heartbeat_at = now() - interval '5 minutes'"
+        run(db, f"update builder_score.worker_status set {ago} where worker = 'resident-2'")
+        (beat,) = of("heartbeat", examine(healthy))
+        assert beat["message"] == "worker 2 of 2 is silent for 0:05:00"
+
+
 def test_transactions_that_hold_back_vacuum_are_named_and_ended(
     server: PrivateCluster, healthy: str, sessions: Sessions
 ) -> None:

@@ -55,11 +55,32 @@ _WORKERS = """
                       where w.backend_pid = a.pid and w.run_by = 'pg_cron')
 """
 
+_HEARTBEATS = """
+    select k.number,
+           -- one from the future is from before the clock was set back
+           greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp())
+               as silent,
+           w.run_by is not distinct from 'pg_cron' as by_pg_cron,
+           builder_score.worker_lock(k.number) as lock,
+           exists (select from builder_score.known_jobs() as j
+                   where j.job_name ~ format('^builder-score-worker-%s(@|$)', k.number)
+                     and j.scheduled_at > clock_timestamp() - interval '2 minutes') as is_new
+    from builder_score.settings as s
+    cross join lateral generate_series(1, s.workers) as k(number)
+    left join builder_score.worker_status as w on w.number = k.number
+    order by k.number
+"""
+
 _INSTALLER = """
     select pg_get_userbyid(c.relowner) as installer
     from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = 'builder_score' and c.relname = 'alembic_version'
 """
+
+
+def is_heard(silent: timedelta | None) -> bool:
+    """Say whether a worker of which nothing was heard for so long runs."""
+    return silent is not None and silent < STALE
 
 
 class Case:
@@ -178,17 +199,27 @@ class Case:
     # The worker -----------------------------------------------------------------------------------
 
     @cached_property
-    def heartbeat(self) -> dict[str, Any]:
-        """Whether paused, and how long nothing was heard of the resident worker; None: never."""
-        return self.row(
-            "select s.paused, s.paused_reason,"
-            # one from the future is from before the clock was set back
-            " greatest(clock_timestamp() - w.heartbeat_at, w.heartbeat_at - clock_timestamp())"
-            " as silent,"
-            " w.run_by is not distinct from 'pg_cron' as by_pg_cron"
-            " from builder_score.settings as s"
-            " left join builder_score.worker_status as w on w.worker = 'resident'"
+    def paused(self) -> str | None:
+        """Why no worker is to run; None where they are."""
+        row = self.row("select paused, paused_reason from builder_score.settings")
+        return (row["paused_reason"] or "no reason given") if row["paused"] else None
+
+    @cached_property
+    def workers(self) -> list[dict[str, Any]]:
+        """Each of settings.workers by number, and how long nothing was heard of it; None: never."""
+        return self.rows(_HEARTBEATS)
+
+    @property
+    def silent(self) -> timedelta | None:
+        """How long nothing was heard of any worker; None: never."""
+        return min(
+            (row["silent"] for row in self.workers if row["silent"] is not None), default=None
         )
+
+    @property
+    def by_pg_cron(self) -> bool:
+        """Whether it was pg_cron that ran a worker last."""
+        return any(row["by_pg_cron"] for row in self.workers)
 
     @cached_property
     def worker_sessions(self) -> int:
@@ -198,8 +229,7 @@ class Case:
     @property
     def is_worked_on(self) -> bool:
         """Whether somebody runs the worker, whoever it is."""
-        silent: timedelta | None = self.heartbeat["silent"]
-        return self.worker_sessions > 0 or (silent is not None and silent < STALE)
+        return self.worker_sessions > 0 or is_heard(self.silent)
 
     # pg_cron --------------------------------------------------------------------------------------
 

@@ -9,14 +9,14 @@ from typing import Any, LiteralString
 
 from psycopg.conninfo import make_conninfo
 
-from pyscore.doctor.case import OPERATOR, Case
+from pyscore.doctor.case import OPERATOR, Case, is_heard
 from pyscore.doctor.findings import Verdict, fail, ok, warn
 
 SCHEDULE = "SELECT * FROM builder_score.schedule();"
 OLDEST = (1, 4)
 """The first pg_cron with named jobs for other databases, and with @reboot as we use it."""
 
-COMMAND = "call builder_score.run_worker()"
+_NUMBERED = re.compile(r"^builder-score-worker-(\d{1,2})(?:@|$)")
 
 _ON_SERVER = """
     select e.available, s.preloaded, s.cron_database, s.config_file
@@ -55,12 +55,13 @@ _JOB_ROLE = """
 """
 
 _RUNS = """
-    select j.username, d.status, d.return_message as message, d.start_time,
-           clock_timestamp() - coalesce(d.end_time, d.start_time) as ago
+    select distinct on (worker)
+           replace(j.jobname, '-at-start', '') as worker, j.username, d.status,
+           d.return_message as message
     from cron.job_run_details as d join cron.job as j on j.jobid = d.jobid
     where j.jobname ~ '^builder-score-worker(-[0-9]{1,2})?(-at-start)?(@|$)' and j.database = %s
       and d.status not in ('starting', 'connecting', 'sending')
-    order by d.runid desc limit 1
+    order by worker, d.runid desc
 """
 
 _WHERE_FROM = """
@@ -137,10 +138,10 @@ def _without(case: Case) -> Verdict:
         # whatever is to be scheduled, migrate has to come first
         steps = [step for step in remedy if "schedule" not in step and not step.startswith("-- as")]
         return warn(f"{why}: after pyscore migrate `pyscore worker` has to run", *steps)
-    if case.heartbeat["paused"]:
+    if case.paused is not None:
         return ok(f"{why}; paused: nothing is to run")
     # what pg_cron did here until a moment ago counts for nothing
-    has_ended = is_to_be_here and case.heartbeat["by_pg_cron"] and not case.worker_sessions
+    has_ended = is_to_be_here and case.by_pg_cron and not case.worker_sessions
     if case.is_worked_on and not has_ended:
         return ok(f"{why}; something else runs the worker")
     return fail(f"{why}, and nothing else runs the worker", *remedy)
@@ -223,11 +224,12 @@ def job(case: Case) -> Iterator[Verdict]:
             yield fail(f"pg_cron has no job that {case.session['role']} may see", *schedule)
         return
     fine = True
-    for verdict in _jobs(case, jobs, schedule):
+    for verdict in (*_numbers_of(case, jobs, schedule), *_jobs(case, jobs, schedule)):
         fine = False
         yield verdict
     if fine:
-        yield ok(f"{jobs[0]['jobname']}, every minute, as {jobs[0]['username']}")
+        more = f" and {len(case.workers) - 1} more" if len(case.workers) > 1 else ""
+        yield ok(f"{jobs[0]['jobname']}{more}, every minute, as {jobs[0]['username']}")
 
 
 def _schedule(case: Case, *, as_before: bool = True) -> list[str]:
@@ -251,24 +253,59 @@ def _there(case: Case, *statements: str) -> list[str]:
     return [f"-- in database {case.cron.info.dbname}:", *statements]
 
 
+def _worker(job: dict[str, Any]) -> int:
+    """Give the number of the worker that a job runs."""
+    found = _NUMBERED.match(job["jobname"])
+    return int(found[1]) if found else 1
+
+
+def _numbers_of(case: Case, jobs: list[dict[str, Any]], schedule: list[str]) -> Iterator[Verdict]:
+    """Look whether there is a job for each of settings.workers, and none for any other."""
+    assert case.cron is not None
+    found = case.cron.execute(_VERSION).fetchone()
+    assert found is not None
+    there, workers = {_worker(job) for job in jobs}, len(case.workers)
+    missing = [
+        row["number"]
+        for row in case.workers
+        if row["number"] not in there
+        # what is not seen may be another role's
+        and (found["sees_every_job"] or not is_heard(row["silent"]))
+    ]
+    beyond = sorted(number for number in there if number > workers)
+    for numbers, which in ((missing, "no job for"), (beyond, "a job for")):
+        if numbers:
+            yield warn(
+                f"settings.workers is {workers}, and pg_cron has {which} worker "
+                f"{', '.join(map(str, numbers))}",
+                *schedule,
+            )
+
+
 def _jobs(case: Case, jobs: list[dict[str, Any]], schedule: list[str]) -> Iterator[Verdict]:
     active = [job for job in jobs if job["active"]]
+    at_work = {_worker(job) for job in active}
     for job in jobs:
         name, number = f"job {job['jobname']} (as {job['username']})", job["jobid"]
-        if not active and not job["active"]:
+        worker = _worker(job)
+        command = f"call builder_score.run_worker({f'null, {worker}' if worker > 1 else ''})"
+        if worker not in at_work:
             activate = f"SELECT cron.alter_job({number}, active => true);"
             yield fail(f"{name} is not active", *_there(case, activate))
-        elif job["active"] and (job["command"] != COMMAND or job["schedule"] != "* * * * *"):
+        elif job["active"] and (job["command"] != command or job["schedule"] != "* * * * *"):
             yield fail(
                 f"{name} is not what it should be: {job['schedule']} {job['command']}",
                 *_there(
                     case,
                     f"SELECT cron.alter_job({number}, schedule => '* * * * *', "
-                    f"command => '{COMMAND}');",
+                    f"command => '{command}');",
                 ),
             )
     yield from _addresses(case, active)
-    for job in active[1:]:
+    first = {_worker(job): job["jobid"] for job in reversed(active)}
+    for job in active:
+        if job["jobid"] == first[_worker(job)]:
+            continue
         yield warn(
             f"there is a second job, {job['jobname']} (as {job['username']}), which does nothing",
             *_there(case, f"SELECT cron.unschedule({job['jobid']});"),
@@ -343,7 +380,8 @@ def job_runs(case: Case) -> Iterator[Verdict]:
     """Look what came of the job's last run."""
     if case.cron is None or not case.jobs:
         return
-    run = case.cron.execute(_RUNS, [case.session["database"]]).fetchone()
+    runs = case.cron.execute(_RUNS, [case.session["database"]]).fetchall()
+    run = next((run for run in runs if run["status"] == "failed"), runs[0] if runs else None)
     if run is None:
         yield ok("none is recorded (cron.log_run may be off)")
     elif run["status"] != "failed":

@@ -123,7 +123,7 @@ def subscriptions(case: Case) -> Iterator[Verdict]:
     always = case.row(_FIRING_ALWAYS, case.table_oids)["always"]
     for row in found:
         said = f"subscription {row['name']} writes {row['tables']}"
-        if case.heartbeat["paused"]:
+        if case.paused is not None:
             yield ok(f"{said}: scores come with them, and nothing is computed here")
         elif always:
             yield ok(f"{said}: our triggers fire for that too, and scores are computed here")

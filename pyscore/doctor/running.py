@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from pyscore.doctor.case import STALE, Case
+from pyscore.doctor.case import STALE, Case, is_heard
 from pyscore.doctor.findings import Verdict, fail, ok, warn
 
-# run_worker()'s lock: one resident worker at a time
+# run_worker()'s lock: one run of each worker at a time
 _HOLDER = """
     select l.pid from pg_locks as l
-    where l.locktype = 'advisory' and l.classid = 1651271539 and l.objid = 0 and l.objsubid = 2
+    where l.locktype = 'advisory' and l.classid = 1651271539 and l.objid = %s and l.objsubid = 2
       and l.granted
       and l.database = (select d.oid from pg_database as d where d.datname = current_database())
 """
@@ -75,14 +75,19 @@ _STANDBYS = """
 
 
 def heartbeat(case: Case) -> Iterator[Verdict]:
-    """Look whether the worker is heard of."""
-    beat = case.heartbeat
-    silent: timedelta | None = beat["silent"]
-    if beat["paused"]:
-        yield warn(f"paused ({beat['paused_reason'] or 'no reason given'})", "pyscore resume")
+    """Look whether the workers are heard of."""
+    if case.paused is not None:
+        yield warn(f"paused ({case.paused})", "pyscore resume")
         return
-    if silent is not None and silent < STALE:
-        yield ok(f"heard {_seconds(silent)} ago")
+    silent = case.silent
+    if silent is not None and is_heard(silent):
+        unheard = [row for row in case.workers if not is_heard(row["silent"])]
+        for row in unheard:
+            yield _missing(case, row)
+        if not unheard:
+            longest = max(row["silent"] for row in case.workers)
+            each = f"{len(case.workers)} workers, each " if len(case.workers) > 1 else ""
+            yield ok(f"{each}heard {_seconds(longest)} ago{' or less' if each else ''}")
         return
     since: timedelta | None = case.host["attached_for"]
     due = any(job["active"] for job in case.jobs) or case.worker_sessions
@@ -91,7 +96,7 @@ def heartbeat(case: Case) -> Iterator[Verdict]:
         return
     said = "no worker was ever heard of" if silent is None else f"none for {_seconds(silent)}"
     remedy: list[str] = []
-    for row in case.rows(_HOLDER):
+    for row in case.rows(_HOLDER, case.workers[0]["lock"]):
         said += f"; process {row['pid']} holds the worker's lock and does nothing"
         remedy.append(f"SELECT pg_terminate_backend({row['pid']});")
     if any(job["active"] for job in case.jobs):
@@ -103,6 +108,26 @@ def heartbeat(case: Case) -> Iterator[Verdict]:
     else:
         remedy.append("# keep this running, unless pg_cron can (see the lines about it):")
     yield fail(said, *remedy, "pyscore worker")
+
+
+def _missing(case: Case, worker: dict[str, Any]) -> Verdict:
+    """Say what is known of a worker that is silent while others work."""
+    number, silent = worker["number"], worker["silent"]
+    if silent is None and worker["is_new"]:
+        return ok(f"worker {number}: not yet, its job is new")
+    said = f"worker {number} of {len(case.workers)} "
+    said += "was never heard of" if silent is None else f"is silent for {_seconds(silent)}"
+    remedy: list[str] = []
+    for row in case.rows(_HOLDER, worker["lock"]):
+        said += f"; process {row['pid']} holds its lock and does nothing"
+        remedy.append(f"SELECT pg_terminate_backend({row['pid']});")
+    if case.minute_jobs:
+        remedy.append("# see the lines about its job; where they are fine, its next run is within")
+        remedy.append("# a minute")
+    else:
+        remedy.append("# keep this running, unless its job is one that you may not see:")
+        remedy.append(f"pyscore worker --number {number}")
+    return warn(said, *remedy)
 
 
 def _seconds(length: timedelta) -> str:
