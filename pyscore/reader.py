@@ -6,7 +6,7 @@ import operator
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -26,14 +26,17 @@ _learned: WeakKeyDictionary[object, dict[tuple[str | None, str], Relation]] = We
 
 _LARGEST_PAGE = 1000
 
+Function: TypeAlias = Literal["explain", "standing", "distribution", "recalculate"]
+"""Functions of schema builder_score that readers call."""
+
 
 class ScoreReader:
     """Reads scores, and what they are made of, from the application's own database.
 
     Scores are read from ``users.builder_score`` alone: that needs no privilege but SELECT on users,
     works on a standby and in a read-only transaction, and goes on working whatever happens to the
-    rest. `explain` and `recompute` call functions of schema builder_score, which a role needs a
-    grant for; they say which.
+    rest. `explain`, `rank`, `percentile`, `distribution` and `recompute` call functions of schema
+    builder_score, which a role needs a grant for; they say which.
 
     On an engine each call is a short transaction of its own. On anything else it is part of the
     caller's transaction, which is never committed, rolled back or broken by a bad argument; except
@@ -197,6 +200,57 @@ class ScoreReader:
             raise _unknown(users, text)
         return rows.explanation(users, found)
 
+    def rank(self, user_id: Any) -> int | None:
+        """Return a user's place among all who have a score: 1 for the highest.
+
+        Equal scores share it: 1 + the number of people with a higher score. As of the worker's last
+        batch, exact, and as quick among millions as among few, since nobody is counted.
+
+        Args:
+            user_id: As for `score`.
+
+        Returns:
+            None while the user's score was not computed yet.
+
+        Raises:
+            UnknownUserError: There is no such user.
+            BadArgumentError: It has not the form of an id.
+            PyscoreError: builder_score is missing or detached, or the role needs a grant.
+        """
+        return self._standing(user_id)[0]
+
+    def percentile(self, user_id: Any) -> float | None:
+        """Return what share of the other people has a lower score, from 0 to 100.
+
+        100 * (people with a lower score) / (people - 1), as SQL's ``percent_rank()`` has it; 0 for
+        somebody who is alone. As of the worker's last batch, exact, and without counting anybody.
+
+        Args:
+            user_id: As for `score`.
+
+        Returns:
+            None while the user's score was not computed yet.
+
+        Raises:
+            UnknownUserError: There is no such user.
+            BadArgumentError: It has not the form of an id.
+            PyscoreError: builder_score is missing or detached, or the role needs a grant.
+        """
+        return self._standing(user_id)[1]
+
+    def distribution(self) -> dict[Number, int]:
+        """Return how many people have each score that somebody has, the highest score first.
+
+        As of the worker's last batch; who has no score yet is not counted.
+
+        Raises:
+            PyscoreError: builder_score is missing, or the role needs a grant.
+        """
+        with self._open() as (db, users):
+            self._require(db, "distribution")
+            found = _ours(db, queries.distribution())
+        return {users.score_type.number(score): people for score, people in found}
+
     def recompute(self, user_id: Any) -> Number:
         """Compute and write a user's score now, past the debounce, and return it.
 
@@ -220,6 +274,16 @@ class ScoreReader:
         if not found:
             raise _unknown(users, text)
         return users.score_type.number(found[0][0])
+
+    def _standing(self, user_id: Any) -> tuple[int | None, float | None]:
+        with self._open() as (db, users):
+            text = users.id_type.text(user_id)
+            self._require(db, "standing", text)
+            found = _ours(db, queries.rank_and_percentile(users, text))
+        if not found:
+            raise _unknown(users, text)
+        rank, percentile = found[0]
+        return rank, percentile
 
     def _page(
         self, limit: Any, after: str | None, where: Condition | None, *threshold: Any
@@ -263,9 +327,7 @@ class ScoreReader:
                 _learned.pop(db.owner, None)
                 raise
 
-    def _require(
-        self, db: Database, function: Literal["explain", "recalculate"], user_id: str
-    ) -> None:
+    def _require(self, db: Database, function: Function, user_id: str = "") -> None:
         # an error of the server's would cost the caller their transaction
         ((role, installed, attached, allowed, isolation, read_only),) = db.rows(
             queries.standing(function)
@@ -275,18 +337,19 @@ class ScoreReader:
                 "builder_score is not installed in this database; install it with: pyscore migrate"
             )
         if not allowed:
-            signature = f"builder_score.{function}(builder_score.user_id)"
+            arguments = "" if function == "distribution" else "builder_score.user_id"
+            signature = f"builder_score.{function}({arguments})"
             raise PyscoreError(
                 f"role {role} may not call {signature}; a DBA allows it with: "
                 f"GRANT USAGE ON SCHEMA builder_score TO {role}; "
                 f"GRANT EXECUTE ON FUNCTION {signature} TO {role};"
             )
-        if not attached:
+        if not attached and function != "distribution":
             raise PyscoreError(
                 "builder_score is detached from the application's tables; "
                 "attach it with: SELECT * FROM builder_score.attach();"
             )
-        if function == "explain":
+        if function != "recalculate":
             return
         if read_only:
             raise PyscoreError(

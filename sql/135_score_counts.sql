@@ -164,6 +164,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: score_counts
 -- writes: score_counts

@@ -192,6 +192,7 @@ COMMANDS = [
     ("uninstall", "--yes"),
     ("leaderboard",),
     ("explain", "ada"),
+    ("rank", "ada"),
     ("recompute", "ada"),
     ("recompute", "--all"),
     ("status",),
@@ -301,6 +302,7 @@ def test_the_operator_role_may_look_and_recompute_and_no_more(
     add_user(db, "ada", bio="ships")
     assert output(call("recompute", "ada", "--dsn", address)).startswith("ada: 0 -> 3")
     assert output(call("explain", "ada", "--dsn", address)).startswith("ada: 3,")
+    assert output(call("rank", "ada", "--dsn", address)).startswith("ada: rank 1 of 1")
     assert output(call("recompute", "--all", "--dsn", address)).startswith("everyone is enqueued")
     assert call("status", "--dsn", address).returncode == 3
     output(call("worker", "--once", "--dsn", address))
@@ -314,7 +316,7 @@ def test_the_operator_role_may_look_and_recompute_and_no_more(
 def test_a_detached_database_says_what_to_do(database: str, db: Connection[Any]) -> None:
     add_user(db, "ada")
     db.execute("select builder_score.detach()")
-    for command in ("recompute", "explain"):
+    for command in ("recompute", "explain", "rank"):
         line = error_line(call(command, "ada", "--dsn", database))
         assert "builder_score is detached from the host's tables. Its views" in line
         assert "builder_score.attach()" in line
@@ -434,6 +436,7 @@ BETTER_FITTING = (
         ("settings",),
         ("status",),
         ("explain", "ada"),
+        ("rank", "ada"),
         ("recompute", "ada"),
         ("verify",),
         ("leaderboard",),

@@ -82,6 +82,41 @@ def test_all_right_ends_with_0(database: str, people: dict[str, UUID]) -> None:
     assert (counts(data), data["findings"]) == ((4, 4, 0, 0, 0, 0), [])
 
 
+def miscount(db: Connection[Any]) -> None:
+    db.execute("set session_replication_role = replica")
+    db.execute("update builder_score.score_state set score = 4 where score = 3")
+    db.execute("reset session_replication_role")
+
+
+def test_what_ranks_rest_on_is_verified_and_repaired(
+    database: str, db: Connection[Any], people: dict[str, UUID]
+) -> None:
+    assert verify(database)["miscounted"] == []
+    miscount(db)
+    done = call("verify", "--dsn", database)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.splitlines() == [
+        "checked 4: 4 right, 0 pending, 0 wrong, 0 dead letters, 0 failing",
+        "! 2 scores miscounted, so ranks are wrong: put right with: pyscore verify --repair",
+        "  4: counted 0, 4 have it",
+        "  3: counted 4, 0 have it",
+    ]
+    found = [
+        {"score": 4, "counted": 0, "people": 4},
+        {"score": 3, "counted": 4, "people": 0},
+    ]
+    assert verify(database, "--sample", "1", exit_code=3)["miscounted"] == found
+    data = verify(database, "--repair")
+    assert (data["recounted"], data["miscounted"]) == (found, [])
+    assert verify(database, "--repair")["recounted"] == []
+
+    db.execute("set session_replication_role = replica")
+    db.execute("update builder_score.score_state set score = 3")
+    db.execute("reset session_replication_role")
+    said = output(call("verify", "--repair", "--dsn", database))
+    assert said.splitlines()[1:] == ["2 scores counted anew"]
+
+
 def test_nobody_is_all_right(database: str) -> None:
     assert counts(verify(database)) == (0, 0, 0, 0, 0, 0)
 

@@ -143,6 +143,17 @@ def test_above_is_strictly_above(bind: Bind, people: Community) -> None:
     assert len(reader.above(2, after=first.next)) == 2
 
 
+def test_rank_percentile_and_distribution(bind: Bind, people: Community) -> None:
+    reader = ScoreReader(bind)
+    assert [reader.rank(user) for user in (people.ann, str(people.bob), people.cyd)] == [1, 2, 2]
+    assert [reader.percentile(user) for user in (people.ann, people.bob)] == [100, 0]
+    assert (reader.rank(people.dee), reader.percentile(people.dee)) == (None, None)
+    assert isinstance(reader.rank(people.ann), int)
+    assert isinstance(reader.percentile(people.ann), float)
+    assert list(reader.distribution().items()) == [(10, 1), (3, 2)]
+    assert all(isinstance(score, int) for score in reader.distribution())
+
+
 @pytest.mark.parametrize("kind", [k for k in BINDS if k not in ("engine", "psycopg autocommit")])
 def test_an_explanation(bind: Bind, people: Community) -> None:
     execute(
@@ -193,8 +204,11 @@ BAD_ARGUMENTS: list[tuple[type[PyscoreError], str, str, tuple[Any, ...]]] = [
     (BadArgumentError, "17 is not the id", "scores", ([NOBODY, 17],)),
     (BadArgumentError, "expected several", "scores", (str(NOBODY),)),
     (BadArgumentError, "None is not the id", "explain", (None,)),
+    (BadArgumentError, "None is not the id", "rank", (None,)),
     (BadArgumentError, "is not the id", "recompute", ("urn:uuid:" + str(NOBODY),)),
     (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "explain", (NOBODY,)),
+    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "rank", (NOBODY,)),
+    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "percentile", (NOBODY,)),
     (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "recompute", (NOBODY,)),
     (BadArgumentError, "limit is 0: expected 1 to 1000", "leaderboard", (0,)),
     (BadArgumentError, "limit is 1001", "leaderboard", (1001,)),

@@ -356,7 +356,7 @@ def test_what_the_database_cannot_hold_is_nobodys_name(latin1: str, kind: str, c
         reader = ScoreReader(bind)
         for name in ("日本", "zo\u20ac", "zo\ud800"):
             assert reader.by_username(name) is None
-            for method in (reader.score, reader.explain, reader.recompute):
+            for method in (reader.score, reader.explain, reader.rank, reader.recompute):
                 with pytest.raises(BadArgumentError, match=r"not the id of a user.*iso8859-1"):
                     method(name)
             with pytest.raises(BadArgumentError, match="not the id of a user"):
@@ -415,7 +415,7 @@ def test_every_encoding_of_a_server_has_a_codec(db: Connection[Any]) -> None:
     assert "ł".encode(codec("WIN1250")) == b"\xb3"
 
 
-@pytest.mark.parametrize("method", ["explain", "recompute"])
+@pytest.mark.parametrize("method", ["explain", "rank", "recompute"])
 @pytest.mark.parametrize("kind", ["engine", "connection", "psycopg"])
 def test_without_us_there_is_nothing_to_explain(
     db: Connection[Any], bare: str, kind: str, method: str
@@ -447,14 +447,18 @@ def test_explaining_and_recomputing_on_an_application_of_its_own(
             assert isinstance(reader.recompute(user_id), float)
             said = reader.explain(user_id)
             assert (said.user_id, said.points, said.score) == (user_id, 15.0, 15.0)
+            assert (reader.rank(user_id), reader.percentile(user_id)) == (1, 0)
+            assert reader.distribution() == {15.0: 1}
+            assert [type(score) for score in reader.distribution()] == [float]
             for odd, tier in (("-1", 1), ("NaN", 1), ("Infinity", 4)):
                 run(db, f"update users set builder_score = '{odd}'")
                 said = reader.explain(user_id)
                 assert said.score == pytest.approx(float(odd), nan_ok=True)
                 assert (said.points, said.tier) == (15.0, TIERS[tier - 1])
             assert reader.recompute(user_id) == 15.0
-            with pytest.raises(UnknownUserError):
-                reader.recompute(2)
+            for method in (reader.recompute, reader.rank, reader.percentile):
+                with pytest.raises(UnknownUserError):
+                    method(2)
 
 
 # Roles
@@ -488,7 +492,11 @@ def test_a_role_needs_no_grant_to_read_and_is_told_the_grant_to_do_more(
             assert reader.scores([ann]) == {ann: 10}
             assert reader.by_username("ann") == reader.leaderboard().entries[0]
             assert ids(reader.above(5)) == [ann]
-            for method, function in (("explain", "explain"), ("recompute", "recalculate")):
+            for method, function in (
+                ("explain", "explain"),
+                ("rank", "standing"),
+                ("recompute", "recalculate"),
+            ):
                 with pytest.raises(
                     PyscoreError, match=r'^role "the app\'s" may not call'
                 ) as refused:
@@ -499,7 +507,13 @@ def test_a_role_needs_no_grant_to_read_and_is_told_the_grant_to_do_more(
                 # each grant is needed, and both are enough
                 for grant in grants.split("; "):
                     run(db, grant)
+            with pytest.raises(PyscoreError) as refused:
+                reader.distribution()
+            assert "ON FUNCTION builder_score.distribution() TO" in str(refused.value)
+            run(db, str(refused.value).split("; ")[2])
             assert reader.explain(ann).signals[0].raw == 2
+            assert (reader.rank(ann), reader.percentile(ann)) == (1, 0)
+            assert reader.distribution() == {10: 1}
             assert reader.recompute(ann) == 17
 
 
@@ -522,7 +536,7 @@ def test_one_grant_alone_is_not_enough(server: PrivateCluster, database: str, ro
             assert ScoreReader(bind).score(ann) == 0
 
 
-@pytest.mark.parametrize("method", ["explain", "recompute"])
+@pytest.mark.parametrize("method", ["explain", "percentile", "recompute"])
 def test_a_detached_schema_says_how_to_attach_it(database: str, method: str) -> None:
     with psycopg.connect(database) as db:
         ann = add_user(db, "ann")
@@ -530,6 +544,7 @@ def test_a_detached_schema_says_how_to_attach_it(database: str, method: str) -> 
         with pytest.raises(PyscoreError, match=r"detached.*builder_score\.attach\(\)"):
             getattr(ScoreReader(db), method)(ann)
         assert ScoreReader(db).score(ann) == 0
+        assert ScoreReader(db).distribution() == {}
 
 
 def test_scores_outlive_an_uninstall(database: str) -> None:
@@ -559,7 +574,7 @@ def test_what_a_function_refuses_is_put_in_our_words(
             with pytest.raises(UnknownUserError, match=f'user "{UUID(int=0)}" does not exist'):
                 ScoreReader(bind).recompute(ann)
         run(db, "update builder_score.host set attached_at = null")
-        for method in ("explain", "recompute"):
+        for method in ("explain", "rank", "recompute"):
             with bind_for(kind, database) as bind:
                 with pytest.raises(PyscoreError, match=r"is detached .*attach") as refused:
                     getattr(ScoreReader(bind), method)(ann)

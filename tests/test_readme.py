@@ -119,11 +119,13 @@ def test_forcing_a_recompute(database: str, db: Connection[Any], ada: UUID) -> N
 
 
 def test_reading_in_sql(db: Connection[Any], ada: UUID) -> None:
-    first, behind, why = (db.execute(query).fetchall() for query in statements(section("Read it")))
+    queries = statements(section("Read it"))
+    first, behind, why, rank = (db.execute(query).fetchall() for query in queries)
     assert first == behind == [("ada", 10)]
     assert [row[0] for row in why] == ["shipped", "vouches", "impact", "profile", "age"]
+    assert rank == [(10, 1, 1, 0)]
     add_user(db, "zoe", builder_score=50)
-    first, behind, _ = (db.execute(query).fetchall() for query in statements(section("Read it")))
+    first, behind, *_ = (db.execute(query).fetchall() for query in queries)
     assert first == [("zoe", 50), ("ada", 10)]
     assert behind == [("ada", 10)]
 
@@ -143,6 +145,7 @@ def test_reading_in_python(database: str, ada: UUID) -> None:
     assert [(eval(call, names), told.strip()) for call, told in results] == [
         (10, "10"),
         ({ada: 10}, "{…: 10}, one query for any number of ids"),
+        (1, "1; beside it percentile(user_id), and distribution() of all scores"),
         (names["reader"].above(75), "a page of those with more than 75"),
     ]
     names["reader"]._bind.dispose()

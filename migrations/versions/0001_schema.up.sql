@@ -1085,6 +1085,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: score_counts
 -- writes: score_counts
@@ -3944,19 +3945,24 @@ comment on column builder_score.health.last_error_at is 'When.';
 -- reads: score_counts, score_state, host_users          writes: score_counts, in repair_score_counts() alone
 
 create function builder_score.distribution() returns table (score numeric, people bigint)
-language sql stable security definer
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: score_counts
 -- writes: nothing
+-- A generic plan: making one looks at both ends of an index, where there may be many deleted rows.
+begin
+    return query
     select r.score, sum(r.people)::bigint
     from builder_score.live_score_counts as c
     cross join lateral unnest(c.scores, c.people) as r(score, people)
     group by r.score
     having sum(r.people) <> 0
     order by r.score desc;
+end
 $function$;
 
 comment on function builder_score.distribution() is
@@ -3973,9 +3979,11 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_seqscan = off
+set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: host_users, score_state, score_counts
 -- writes: nothing
+-- A generic plan, as in distribution().
 begin
     perform builder_score.require_attached();
     perform from builder_score.host_users as u where u.id = standing.user_id;

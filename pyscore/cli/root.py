@@ -28,6 +28,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Look": {
         "leaderboard": ("leaderboard", "List the people with the highest scores."),
         "explain": ("explain", "Show why a score is what it is."),
+        "rank": ("rank", "Show where somebody stands among all."),
         "status": (
             "status",
             "Show how the queue and its worker are; exit 3 when something needs a person.",

@@ -21,9 +21,12 @@ from pyscore.cli.options import dsn_option, installed, json_option, print_json
 from pyscore.cli.verifying import (
     Finding,
     Findings,
+    Miscount,
     Repair,
     Standing,
     batches,
+    miscounts,
+    recount,
     repair,
     require_attached,
     require_writable,
@@ -56,9 +59,11 @@ def verify(dsn: str | None, sample: int | None, to_repair: bool, as_json: bool) 
 
     Reads a thousand users a statement, locks nothing and writes nothing, so it also runs on a
     replica. Users for whom something is queued are pending, not wrong. --repair recomputes those
-    who are wrong, one by one; where a row is held by somebody else it is queued instead.
+    who are wrong, one by one; where a row is held by somebody else it is queued instead. How many
+    people are counted to have each score, which ranks rest on, is compared and repaired as well.
     """
     repairs: list[Repair] = []
+    recounted: list[Miscount] = []
     findings = Findings(most_pending=None if as_json else SHOWN)
     with installed(dsn) as connection:
         if to_repair:
@@ -77,11 +82,16 @@ def verify(dsn: str | None, sample: int | None, to_repair: bool, as_json: bool) 
                     found_later.extend(found)
                     advance(1)
             findings.replace("wrong", found_later)
+        miscounted = miscounts(connection)
+        if to_repair and miscounted:
+            recount(connection)
+            recounted, miscounted = miscounted, miscounts(connection)
     if as_json:
-        print_json(_as_data(findings, repairs if to_repair else None))
+        print_json(_as_data(findings, miscounted, repairs if to_repair else None, recounted))
     else:
         _print(findings, repairs, after_repair=to_repair)
-    sys.exit(0 if findings.healthy else 3)
+        _print_miscounts(miscounted, recounted, after_repair=to_repair)
+    sys.exit(0 if findings.healthy and not miscounted else 3)
 
 
 def _count(connection: Connection[DictRow], sample: int | None) -> int | None:
@@ -103,7 +113,12 @@ def _progress(what: str, total: int | None) -> Generator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _as_data(findings: Findings, repairs: list[Repair] | None) -> dict[str, Any]:
+def _as_data(
+    findings: Findings,
+    miscounted: list[Miscount],
+    repairs: list[Repair] | None,
+    recounted: list[Miscount],
+) -> dict[str, Any]:
     counts = findings.counts
     data: dict[str, Any] = {
         "checked": findings.checked,
@@ -113,9 +128,11 @@ def _as_data(findings: Findings, repairs: list[Repair] | None) -> dict[str, Any]
         "dead_letters": counts["dead letter"],
         "failing": counts["failing"],
         "findings": [asdict(finding) for finding in findings.details],
+        "miscounted": [asdict(miscount) for miscount in miscounted],
     }
     if repairs is not None:
         data["repairs"] = [asdict(done) for done in repairs]
+        data["recounted"] = [asdict(miscount) for miscount in recounted]
     return data
 
 
@@ -151,6 +168,29 @@ def _print(findings: Findings, repairs: list[Repair], *, after_repair: bool) -> 
         if counts[standing]:
             plural = "s" if standing == "dead letter" and counts[standing] > 1 else ""
             out.print(f"! {counts[standing]:,} {standing}{plural}: {what_to_do}", soft_wrap=True)
+
+
+def _print_miscounts(
+    miscounted: list[Miscount], recounted: list[Miscount], *, after_repair: bool
+) -> None:
+    out = console()
+    if recounted:
+        out.print(f"{counted(len(recounted), 'score')} counted anew", soft_wrap=True)
+    if not miscounted:
+        return
+    what_to_do = (
+        "somebody writes score_state or score_counts with triggers disabled"
+        if after_repair
+        else "put right with: pyscore verify --repair"
+    )
+    out.print(
+        f"! {counted(len(miscounted), 'score')} miscounted, so ranks are wrong: {what_to_do}",
+        soft_wrap=True,
+    )
+    for miscount in miscounted[:SHOWN]:
+        out.print(f"  {miscount}", markup=False, soft_wrap=True)
+    if len(miscounted) > SHOWN:
+        out.print(f"and {len(miscounted) - SHOWN:,} more; --json has all")
 
 
 def _table(findings: list[Finding]) -> Table:

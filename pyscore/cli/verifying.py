@@ -1,4 +1,7 @@
-"""Compares stored scores with what builder_score.verify() computes, and repairs them."""
+"""Compares stored scores with what builder_score.verify() computes, and repairs them.
+
+And what ranks rest on, how many people are counted to have each score, with how many have it.
+"""
 
 from __future__ import annotations
 
@@ -152,6 +155,43 @@ class Repair:
         if self.queued:
             return f"{name}: queued, since somebody holds the row"
         return f"{name}: {number(self.old)} -> {number(self.new)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Miscount:
+    """A score that not so many people have as are counted to have it.
+
+    Attributes:
+        score: The score.
+        counted: How many people are counted to have it.
+        people: How many have it.
+    """
+
+    score: Decimal
+    counted: int
+    people: int
+
+    def __str__(self) -> str:
+        return f"{number(self.score)}: counted {self.counted:,}, {self.people:,} have it"
+
+
+def miscounts(connection: Connection[DictRow]) -> list[Miscount]:
+    """Compare how many people are counted to have each score with how many have it.
+
+    Args:
+        connection: As `pyscore.cli.options.installed` gives it.
+    """
+    rows = connection.execute("select * from builder_score.verify_score_counts()").fetchall()
+    return [Miscount(**row) for row in rows]
+
+
+def recount(connection: Connection[DictRow]) -> None:
+    """Count anew how many people have each score.
+
+    Args:
+        connection: To a server that can be written.
+    """
+    connection.execute("select builder_score.repair_score_counts()")
 
 
 def batches(connection: Connection[DictRow], sample: int | None) -> Generator[list[str]]:

@@ -206,6 +206,36 @@ def explanation(host: HostUsers, user_id: str) -> Selected:
     )
 
 
+def rank_and_percentile(host: HostUsers, user_id: str) -> Selected:
+    """Select the rank and the percentile of one user; no row, and no error, without the user.
+
+    Args:
+        host: The host's users.
+        user_id: The id as text.
+    """
+    users = users_table(host)
+    place = (
+        func.builder_score.standing(users.c.id)
+        .table_valued("score", "rank", "people", "percentile")
+        .render_derived(name="place")
+    )
+    return (
+        _select(place.c.rank, place.c.percentile)
+        .join_from(users, place, true())
+        .where(users.c.id == _id(host, user_id))
+    )
+
+
+def distribution() -> Selected:
+    """Select score and number of people, the highest score first."""
+    scores = (
+        func.builder_score.distribution()
+        .table_valued("score", "people", with_ordinality="place")
+        .render_derived(name="scores")
+    )
+    return _select(_text(scores.c.score), scores.c.people).order_by(scores.c.place)
+
+
 def recomputation(host: HostUsers, user_id: str) -> Selected:
     """Select the new score of one user, computing and writing it; no row without the user.
 
