@@ -48,16 +48,19 @@ comment on column builder_score.impact_keys.key is 'A top-level key of the JSON 
 insert into builder_score.impact_keys (key) values ('users');
 
 create function builder_score.formula_stamp() returns text
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: signals, statuses, impact_keys
 -- writes: nothing
-    select left(md5(
+-- plpgsql keeps the plan: each batch asks for it.
+begin
+    return left(md5(
         (select string_agg(format('%s %s %s', signal, max_points, scale), ',' order by signal collate "C") from builder_score.signals)
         || ';' || coalesce((select string_agg(format('%s %s', meaning, status), ',' order by meaning collate "C", status collate "C") from builder_score.statuses), '')
         || ';' || coalesce((select string_agg(key, ',' order by key collate "C") from builder_score.impact_keys), '')
     ), 12);
+end
 $function$;
 
 comment on function builder_score.formula_stamp() is

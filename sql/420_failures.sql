@@ -26,18 +26,24 @@ comment on function builder_score.retry_delay(integer) is
     'Wait after that many failures in a row: exponential from settings.retry_base, jittered, capped by settings.retry_cap.';
 
 create function builder_score.longest_delay() returns interval
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings
 -- writes: nothing
+-- plpgsql keeps its plans, where a function in SQL that is not inlined is planned at every call: here and below
+-- whatever a worker calls with every look is in plpgsql.
+begin
     -- in seconds, as run_batch() has the window: a day may be an hour shorter
-    select make_interval(secs => extract(epoch from greatest(
-        s.debounce_window,
-        least(s.retry_cap, s.retry_base * power(2, least(s.max_attempts - 2, 30)) * 1.2),   -- retry_delay(), the jitter at its most
-        interval '2 seconds'    -- others' locks, and errors that are nobody's fault
-    ))::double precision)
-    from builder_score.settings as s;
+    return (
+        select make_interval(secs => extract(epoch from greatest(
+            s.debounce_window,
+            least(s.retry_cap, s.retry_base * power(2, least(s.max_attempts - 2, 30)) * 1.2),   -- retry_delay(), the jitter at its most
+            interval '2 seconds'    -- others' locks, and errors that are nobody's fault
+        ))::double precision)
+        from builder_score.settings as s
+    );
+end
 $function$;
 
 comment on function builder_score.longest_delay() is
@@ -45,7 +51,7 @@ comment on function builder_score.longest_delay() is
 
 create function builder_score.rows_beyond(until timestamptz, max_rows integer)
 returns table (id bigint, enqueued_at timestamptz)
-language sql stable
+language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_bitmapscan = off
@@ -54,6 +60,9 @@ as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
 -- Five ends of indexes, where as a rule there is nothing.
+#variable_conflict use_column
+begin
+    return query
     select r.id, r.enqueued_at
     from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
     cross join lateral (
@@ -72,6 +81,7 @@ as $function$
      where q.user_id is null and q.project_id is null and q.not_before > rows_beyond.until
      order by q.not_before desc
      limit rows_beyond.max_rows);
+end
 $function$;
 
 comment on function builder_score.rows_beyond(timestamptz, integer) is
