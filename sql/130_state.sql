@@ -115,6 +115,22 @@ comment on column builder_score.worker_status.number is 'Of a resident worker; t
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
 
+create type builder_score.run_memory as (
+    marks timestamptz[],
+    looked_at timestamptz,
+    full_look_at timestamptz,
+    batch_size integer
+);
+
+comment on type builder_score.run_memory is
+    'What a run of a worker knows from one batch to the next; lost with the run. All null: look everywhere, take settings.batch_size.';
+comment on column builder_score.run_memory.marks is
+    'By priority (0, 10, 20), and of projects: the oldest not_before that the last look found, or a moment ago. Before it there are only '
+    'dead rows, which stay for as long as somebody holds back vacuum, and what was committed late.';
+comment on column builder_score.run_memory.looked_at is 'When all was looked at from the start.';
+comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
+comment on column builder_score.run_memory.batch_size is 'Users in the next batch: settings.batch_size, or as many as settings.batch_target allows.';
+
 create table builder_score.scheduled_jobs (
     cron_database name not null,
     job_name text not null,

@@ -1,16 +1,24 @@
 -- From rows that name a project, or everyone, to rows that name a user.
 -- reads: the host views          writes: score_recalc_queue, backfill
 
-create function builder_score.expand_projects(max_rows integer) returns bigint
+create function builder_score.expand_projects(
+    max_rows integer,
+    since timestamptz default null,
+    out taken bigint,
+    out mark timestamptz
+) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue, host_projects, host_collaborations, statuses
 -- writes: score_recalc_queue
+-- since: where to begin looking (null: with the oldest); mark: where the next look may begin
+-- In the index's order, as choose_due().
 declare
     v_now constant timestamptz := clock_timestamp();     -- a function in its place could not use the index
-    v_count bigint;
 begin
     -- As an array, here and wherever rows are chosen with SKIP LOCKED: chosen once, where the subquery of an IN may
     -- be run again for every row that it is compared with.
@@ -21,11 +29,12 @@ begin
         where q.id = any(array(
             select c.id from builder_score.score_recalc_queue as c
             where c.project_id is not null and c.not_before <= v_now
+              and c.not_before >= coalesce(expand_projects.since, '-infinity')
             order by c.not_before
             limit expand_projects.max_rows
             for update skip locked
         ))
-        returning q.project_id, q.priority, q.reason, q.enqueued_at
+        returning q.project_id, q.priority, q.reason, q.enqueued_at, q.not_before
     ),
     project as (
         select t.project_id, min(t.priority) as priority, min(t.reason) as reason, min(t.enqueued_at) as enqueued_at
@@ -46,12 +55,12 @@ begin
         where c.user_id is not null
         group by c.user_id
     )
-    select count(*) into v_count from taken;
-    return v_count;
+    -- as choose_due() marks: what was taken may come back
+    select count(*), coalesce(min(t.not_before), v_now - interval '1 second') into taken, mark from taken as t;
 end
 $function$;
 
-comment on function builder_score.expand_projects(integer) is
+comment on function builder_score.expand_projects(integer, timestamptz) is
     'Turns due queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many it took.';
 
 create function builder_score.start_backfill(reason text, only_ageing boolean) returns boolean

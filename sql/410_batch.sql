@@ -5,10 +5,12 @@ create function builder_score.choose_due(
     batch_size integer,
     batch_number bigint,
     passed_over builder_score.user_id[],
+    since timestamptz[] default null,
     place integer default 0,
     places integer default 1,
     out user_ids builder_score.user_id[],
-    out all_of_them boolean
+    out all_of_them boolean,
+    out marks timestamptz[]
 ) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -18,7 +20,9 @@ set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
--- all_of_them: whether no due row was left out
+-- since: where to begin looking, by priority (null: with the oldest)
+-- all_of_them: whether no due row behind that was left out
+-- marks: where the next look may begin, by priority
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 -- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
 -- takes of theirs what they would come to last.
@@ -31,12 +35,13 @@ declare
 begin
     with due as (
         select q.*, builder_score.is_share(q.user_id, place, places) as ours
-        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        from (values (0::smallint, since[1]), (10::smallint, since[2]), (20::smallint, since[3])) as p(priority, since)
         cross join lateral (
             select q.id, q.user_id, q.priority, q.not_before
             from builder_score.score_recalc_queue as q
             where q.priority = p.priority
               and q.not_before <= v_now
+              and q.not_before >= coalesce(p.since, '-infinity')
               and q.user_id is not null
               and q.user_id not in (select p.id from unnest(passed_over) as p(id))     -- hashed, which <> all() is not
             order by q.not_before
@@ -53,12 +58,19 @@ begin
         order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
-    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size into user_ids, all_of_them
+    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size,
+           -- Before the first that is there all is dead. Where there is none, a second is left to transactions that have
+           -- appended and not yet committed; longer ones are found by the next look at everything.
+           (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
+            from (select p.priority, min(d.not_before) as first
+                  from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
+                  group by p.priority) as m)
+    into user_ids, all_of_them, marks
     from chosen as c;
 end
 $function$;
 
-comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], integer, integer) is
+comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], timestamptz[], integer, integer) is
     'The due users a batch looks at, but those passed over: by priority, then our share, then age, with every tenth place for the oldest '
     'of any priority.';
 

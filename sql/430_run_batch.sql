@@ -3,13 +3,15 @@
 
 create function builder_score.run_batch(
     worker text default 'drain',
+    inout memory builder_score.run_memory default null,
     out chosen integer,
     out recalculated integer,
     out changed integer,
     out failed integer,
     out resume_at timestamptz,
     out trouble text,
-    out exhausted boolean
+    out exhausted boolean,
+    out in_full boolean
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -21,12 +23,19 @@ as $function$
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
 -- exhausted: whether it looked at all that was due, and not only at a batch's worth of it
+-- in_full: whether that was without leaving out what memory says to be dead
+-- memory: what the last batch of this run returned; null for the first one
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
     v_window interval;
     v_number bigint;
     v_share record;
+    v_since timestamptz[];
+    v_looking interval := interval '0';
+    v_look_began timestamptz;
+    v_expanded record;
+    v_chosen record;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -55,6 +64,10 @@ begin
     changed := 0;
     failed := 0;
     exhausted := true;
+    -- What is before the marks is looked at, too, as often as it takes no more than a twentieth of the time: with nothing
+    -- dead in front of what is due, nearly always. Marks in the future are from before the clock was set back.
+    in_full := coalesce(v_began not between memory.looked_at and memory.full_look_at or v_began < any(memory.marks), true);
+    v_since := case when not in_full then memory.marks end;
 
     <<protected>>
     begin
@@ -73,22 +86,35 @@ begin
                 exit protected;
             end if;
         end if;
-        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
-        exhausted := chosen < 20 * v_settings.batch_size;
+        v_look_began := clock_timestamp();
+        select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+        v_looking := clock_timestamp() - v_look_began;
+        memory.marks := array[null, null, null, v_expanded.mark];
+        chosen := chosen + v_expanded.taken;
+        exhausted := v_expanded.taken < 20 * v_settings.batch_size;
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
         loop
-            select c.user_ids, c.all_of_them into v_due, v_all
-            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_share.place, v_share.places) as c;
+            v_look_began := clock_timestamp();
+            select c.* into v_chosen
+            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
+            if memory.marks[1] is null then     -- later looks pass people over
+                memory.marks := v_chosen.marks || memory.marks[4];
+                v_looking := v_looking + (clock_timestamp() - v_look_began);
+            end if;
+            v_due := v_chosen.user_ids;
+            v_all := v_chosen.all_of_them;
             exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
             -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
-            chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
+            select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+            memory.marks[4] := least(memory.marks[4], v_expanded.mark);
+            chosen := chosen + v_expanded.taken;
 
             -- (b) lock, waiting for nobody
             v_locked := builder_score.lock_users(v_due);
@@ -214,6 +240,13 @@ begin
         v_error := trouble;
     end protected;
 
+    if in_full then
+        memory.looked_at := clock_timestamp();
+        memory.full_look_at := memory.looked_at + 20 * v_looking;
+    end if;
+    if memory.marks[1] is null then
+        memory.full_look_at := null;    -- it did not come to look
+    end if;
     if clock_timestamp() < v_began then
         perform builder_score.note_clock_set_back();    -- meanwhile: what was put off above was put off by the old one
     end if;
@@ -247,5 +280,5 @@ begin
 end
 $function$;
 
-comment on function builder_score.run_batch(text) is
+comment on function builder_score.run_batch(text, builder_score.run_memory) is
     'One batch: choose due users, lock, re-read, compute, write, delete the rows seen. The caller commits.';

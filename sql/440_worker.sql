@@ -248,10 +248,12 @@ create function builder_score.run_round(
     worker text,
     idle_rounds integer,
     deadline timestamptz,
+    inout memory builder_score.run_memory default null,
     out chosen integer,
     out resume_at timestamptz,
     out trouble text,
     out exhausted boolean,
+    out in_full boolean,
     out nap double precision
 ) returns record
 language plpgsql security definer
@@ -259,13 +261,20 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: what run_batch() reads
 -- writes: what run_batch() writes, and backfill
+declare
+    v_batch record;
 begin
     if not builder_score.may_go_on() or not builder_score.is_wanted(worker) then
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
         raise exception 'builder_score: paused, detached or fewer workers' using errcode = 'BS001';
     end if;
-    select b.chosen, b.resume_at, b.trouble, b.exhausted into chosen, resume_at, trouble, exhausted
-    from builder_score.run_batch(worker) as b;
+    select b.* into v_batch from builder_score.run_batch(worker, memory) as b;
+    memory := v_batch.memory;
+    chosen := v_batch.chosen;
+    resume_at := v_batch.resume_at;
+    trouble := v_batch.trouble;
+    exhausted := v_batch.exhausted;
+    in_full := v_batch.in_full;
     if chosen = 0 and worker <> 'drain' then
         perform builder_score.beat(worker);
         if worker = 'resident' or not builder_score.is_alive('resident') then
@@ -276,7 +285,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.run_round(text, integer, timestamptz) is
+comment on function builder_score.run_round(text, integer, timestamptz, builder_score.run_memory) is
     'One round of a worker''s loop: look at the stop flag (BS001: stop), run a batch, and when that found nothing beat and keep '
     'house. nap: seconds to sleep when nothing was found.';
 
@@ -287,6 +296,7 @@ as $procedure$
 -- writes: what run_round() writes
 declare
     v_round record;
+    v_memory builder_score.run_memory;
     v_looks integer := 0;
 begin
     -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
@@ -301,7 +311,7 @@ begin
         commit;
         set transaction isolation level read committed, read write;
         begin
-            v_round := builder_score.run_round('drain', 20, null);
+            v_round := builder_score.run_round('drain', 20, null, v_memory);
         exception
             when sqlstate 'BS001' then
                 exit;
@@ -316,12 +326,15 @@ begin
             raise warning 'builder_score: nothing is processed: %', v_round.trouble
                 using hint = 'Nothing is lost; CALL builder_score.drain() again.';
         end if;
+        v_memory := v_round.memory;
         -- Not until nothing is due: on a busy host there is always something, if only to be put off. Two looks in a row
         -- that took in all there was have seen what was due at the start.
-        v_looks := case when v_round.exhausted then v_looks operator(pg_catalog.+) 1 else 0 end;
-        exit when v_round.resume_at is null
+        v_looks := case when v_round.exhausted and v_round.in_full then v_looks operator(pg_catalog.+) 1 else 0 end;
+        exit when v_round.resume_at is null and v_round.in_full
             and (v_round.chosen operator(pg_catalog.=) 0 or v_looks operator(pg_catalog.>=) 2);
-        if v_round.chosen operator(pg_catalog.=) 0 then
+        if v_round.resume_at is null and (v_round.exhausted or v_round.chosen operator(pg_catalog.=) 0) then
+            v_memory.full_look_at := null;      -- it seems to be the end, and is to be seen
+        elsif v_round.chosen operator(pg_catalog.=) 0 then
             perform pg_catalog.pg_sleep(v_round.nap);
         end if;
     end loop;
@@ -341,6 +354,7 @@ declare
     v_before timestamptz;
     v_now timestamptz;
     v_round record;
+    v_memory builder_score.run_memory;
     v_idle integer;
     v_tries integer;
     v_started boolean;
@@ -407,7 +421,7 @@ begin
         commit;
         set transaction isolation level read committed, read write;
         begin
-            v_round := builder_score.run_round(v_worker, v_idle, v_deadline);
+            v_round := builder_score.run_round(v_worker, v_idle, v_deadline, v_memory);
         exception
             when sqlstate 'BS001' then
                 exit;
@@ -418,6 +432,7 @@ begin
                 raise;
         end;
         commit;
+        v_memory := v_round.memory;
         v_now := pg_catalog.clock_timestamp();
         if v_now operator(pg_catalog.<) v_before then
             v_deadline := builder_score.run_deadline(max_runtime);      -- the clock was set back

@@ -4,6 +4,7 @@
 revoke all on all routines in schema builder_score from public;
 revoke usage on domain builder_score.user_id from public;
 revoke usage on domain builder_score.project_id from public;
+revoke usage on type builder_score.run_memory from public;
 
 do $grants$
 begin
@@ -58,8 +59,8 @@ begin
         builder_score.begin_run(text, text),
         builder_score.is_alive(text),
         builder_score.may_go_on(),
-        builder_score.run_batch(text),
-        builder_score.run_round(text, integer, timestamptz),
+        builder_score.run_batch(text, builder_score.run_memory),
+        builder_score.run_round(text, integer, timestamptz, builder_score.run_memory),
         builder_score.beat(text, interval),
         builder_score.nap_seconds(integer, timestamptz),
         builder_score.run_deadline(interval),

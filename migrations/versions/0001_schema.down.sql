@@ -46,6 +46,7 @@ begin
         select 'drop routine ' || string_agg(p.oid::regprocedure::text, ', ')
         from pg_proc as p where p.pronamespace = 'builder_score'::regnamespace
     );
+    drop type builder_score.run_memory;
     drop domain builder_score.user_id, builder_score.project_id;
 end
 $schema$;

@@ -834,6 +834,22 @@ comment on column builder_score.worker_status.number is 'Of a resident worker; t
 
 insert into builder_score.worker_status (worker) values ('resident'), ('drain');
 
+create type builder_score.run_memory as (
+    marks timestamptz[],
+    looked_at timestamptz,
+    full_look_at timestamptz,
+    batch_size integer
+);
+
+comment on type builder_score.run_memory is
+    'What a run of a worker knows from one batch to the next; lost with the run. All null: look everywhere, take settings.batch_size.';
+comment on column builder_score.run_memory.marks is
+    'By priority (0, 10, 20), and of projects: the oldest not_before that the last look found, or a moment ago. Before it there are only '
+    'dead rows, which stay for as long as somebody holds back vacuum, and what was committed late.';
+comment on column builder_score.run_memory.looked_at is 'When all was looked at from the start.';
+comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
+comment on column builder_score.run_memory.batch_size is 'Users in the next batch: settings.batch_size, or as many as settings.batch_target allows.';
+
 create table builder_score.scheduled_jobs (
     cron_database name not null,
     job_name text not null,
@@ -1799,16 +1815,24 @@ comment on function builder_score.host_truncated() is 'Trigger: one row that sta
 -- From rows that name a project, or everyone, to rows that name a user.
 -- reads: the host views          writes: score_recalc_queue, backfill
 
-create function builder_score.expand_projects(max_rows integer) returns bigint
+create function builder_score.expand_projects(
+    max_rows integer,
+    since timestamptz default null,
+    out taken bigint,
+    out mark timestamptz
+) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue, host_projects, host_collaborations, statuses
 -- writes: score_recalc_queue
+-- since: where to begin looking (null: with the oldest); mark: where the next look may begin
+-- In the index's order, as choose_due().
 declare
     v_now constant timestamptz := clock_timestamp();     -- a function in its place could not use the index
-    v_count bigint;
 begin
     -- As an array, here and wherever rows are chosen with SKIP LOCKED: chosen once, where the subquery of an IN may
     -- be run again for every row that it is compared with.
@@ -1819,11 +1843,12 @@ begin
         where q.id = any(array(
             select c.id from builder_score.score_recalc_queue as c
             where c.project_id is not null and c.not_before <= v_now
+              and c.not_before >= coalesce(expand_projects.since, '-infinity')
             order by c.not_before
             limit expand_projects.max_rows
             for update skip locked
         ))
-        returning q.project_id, q.priority, q.reason, q.enqueued_at
+        returning q.project_id, q.priority, q.reason, q.enqueued_at, q.not_before
     ),
     project as (
         select t.project_id, min(t.priority) as priority, min(t.reason) as reason, min(t.enqueued_at) as enqueued_at
@@ -1844,12 +1869,12 @@ begin
         where c.user_id is not null
         group by c.user_id
     )
-    select count(*) into v_count from taken;
-    return v_count;
+    -- as choose_due() marks: what was taken may come back
+    select count(*), coalesce(min(t.not_before), v_now - interval '1 second') into taken, mark from taken as t;
 end
 $function$;
 
-comment on function builder_score.expand_projects(integer) is
+comment on function builder_score.expand_projects(integer, timestamptz) is
     'Turns due queue rows that name a project into rows for its owner and its confirmed collaborators. Returns how many it took.';
 
 create function builder_score.start_backfill(reason text, only_ageing boolean) returns boolean
@@ -2099,10 +2124,12 @@ create function builder_score.choose_due(
     batch_size integer,
     batch_number bigint,
     passed_over builder_score.user_id[],
+    since timestamptz[] default null,
     place integer default 0,
     places integer default 1,
     out user_ids builder_score.user_id[],
-    out all_of_them boolean
+    out all_of_them boolean,
+    out marks timestamptz[]
 ) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -2112,7 +2139,9 @@ set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
--- all_of_them: whether no due row was left out
+-- since: where to begin looking, by priority (null: with the oldest)
+-- all_of_them: whether no due row behind that was left out
+-- marks: where the next look may begin, by priority
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 -- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
 -- takes of theirs what they would come to last.
@@ -2125,12 +2154,13 @@ declare
 begin
     with due as (
         select q.*, builder_score.is_share(q.user_id, place, places) as ours
-        from (values (0::smallint), (10::smallint), (20::smallint)) as p(priority)
+        from (values (0::smallint, since[1]), (10::smallint, since[2]), (20::smallint, since[3])) as p(priority, since)
         cross join lateral (
             select q.id, q.user_id, q.priority, q.not_before
             from builder_score.score_recalc_queue as q
             where q.priority = p.priority
               and q.not_before <= v_now
+              and q.not_before >= coalesce(p.since, '-infinity')
               and q.user_id is not null
               and q.user_id not in (select p.id from unnest(passed_over) as p(id))     -- hashed, which <> all() is not
             order by q.not_before
@@ -2147,12 +2177,19 @@ begin
         order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
-    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size into user_ids, all_of_them
+    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size,
+           -- Before the first that is there all is dead. Where there is none, a second is left to transactions that have
+           -- appended and not yet committed; longer ones are found by the next look at everything.
+           (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
+            from (select p.priority, min(d.not_before) as first
+                  from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
+                  group by p.priority) as m)
+    into user_ids, all_of_them, marks
     from chosen as c;
 end
 $function$;
 
-comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], integer, integer) is
+comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], timestamptz[], integer, integer) is
     'The due users a batch looks at, but those passed over: by priority, then our share, then age, with every tenth place for the oldest '
     'of any priority.';
 
@@ -2845,13 +2882,15 @@ comment on trigger reconsider_deferred on builder_score.settings is 'Has the wor
 
 create function builder_score.run_batch(
     worker text default 'drain',
+    inout memory builder_score.run_memory default null,
     out chosen integer,
     out recalculated integer,
     out changed integer,
     out failed integer,
     out resume_at timestamptz,
     out trouble text,
-    out exhausted boolean
+    out exhausted boolean,
+    out in_full boolean
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -2863,12 +2902,19 @@ as $function$
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
 -- exhausted: whether it looked at all that was due, and not only at a batch's worth of it
+-- in_full: whether that was without leaving out what memory says to be dead
+-- memory: what the last batch of this run returned; null for the first one
 declare
     v_began constant timestamptz := clock_timestamp();
     v_settings builder_score.settings;
     v_window interval;
     v_number bigint;
     v_share record;
+    v_since timestamptz[];
+    v_looking interval := interval '0';
+    v_look_began timestamptz;
+    v_expanded record;
+    v_chosen record;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -2897,6 +2943,10 @@ begin
     changed := 0;
     failed := 0;
     exhausted := true;
+    -- What is before the marks is looked at, too, as often as it takes no more than a twentieth of the time: with nothing
+    -- dead in front of what is due, nearly always. Marks in the future are from before the clock was set back.
+    in_full := coalesce(v_began not between memory.looked_at and memory.full_look_at or v_began < any(memory.marks), true);
+    v_since := case when not in_full then memory.marks end;
 
     <<protected>>
     begin
@@ -2915,22 +2965,35 @@ begin
                 exit protected;
             end if;
         end if;
-        chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
-        exhausted := chosen < 20 * v_settings.batch_size;
+        v_look_began := clock_timestamp();
+        select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+        v_looking := clock_timestamp() - v_look_began;
+        memory.marks := array[null, null, null, v_expanded.mark];
+        chosen := chosen + v_expanded.taken;
+        exhausted := v_expanded.taken < 20 * v_settings.batch_size;
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
             v_error := format('%s: %s', sqlstate, sqlerrm);    -- a walk that cannot go on does not keep events waiting
         end;
         loop
-            select c.user_ids, c.all_of_them into v_due, v_all
-            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_share.place, v_share.places) as c;
+            v_look_began := clock_timestamp();
+            select c.* into v_chosen
+            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
+            if memory.marks[1] is null then     -- later looks pass people over
+                memory.marks := v_chosen.marks || memory.marks[4];
+                v_looking := v_looking + (clock_timestamp() - v_look_began);
+            end if;
+            v_due := v_chosen.user_ids;
+            v_all := v_chosen.all_of_them;
             exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
             -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
-            chosen := chosen + builder_score.expand_projects(20 * v_settings.batch_size);
+            select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+            memory.marks[4] := least(memory.marks[4], v_expanded.mark);
+            chosen := chosen + v_expanded.taken;
 
             -- (b) lock, waiting for nobody
             v_locked := builder_score.lock_users(v_due);
@@ -3056,6 +3119,13 @@ begin
         v_error := trouble;
     end protected;
 
+    if in_full then
+        memory.looked_at := clock_timestamp();
+        memory.full_look_at := memory.looked_at + 20 * v_looking;
+    end if;
+    if memory.marks[1] is null then
+        memory.full_look_at := null;    -- it did not come to look
+    end if;
     if clock_timestamp() < v_began then
         perform builder_score.note_clock_set_back();    -- meanwhile: what was put off above was put off by the old one
     end if;
@@ -3089,7 +3159,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.run_batch(text) is
+comment on function builder_score.run_batch(text, builder_score.run_memory) is
     'One batch: choose due users, lock, re-read, compute, write, delete the rows seen. The caller commits.';
 
 -- The loops around a batch. Procedures that commit cannot pin a search_path, so every name here is qualified
@@ -3342,10 +3412,12 @@ create function builder_score.run_round(
     worker text,
     idle_rounds integer,
     deadline timestamptz,
+    inout memory builder_score.run_memory default null,
     out chosen integer,
     out resume_at timestamptz,
     out trouble text,
     out exhausted boolean,
+    out in_full boolean,
     out nap double precision
 ) returns record
 language plpgsql security definer
@@ -3353,13 +3425,20 @@ set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: what run_batch() reads
 -- writes: what run_batch() writes, and backfill
+declare
+    v_batch record;
 begin
     if not builder_score.may_go_on() or not builder_score.is_wanted(worker) then
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
         raise exception 'builder_score: paused, detached or fewer workers' using errcode = 'BS001';
     end if;
-    select b.chosen, b.resume_at, b.trouble, b.exhausted into chosen, resume_at, trouble, exhausted
-    from builder_score.run_batch(worker) as b;
+    select b.* into v_batch from builder_score.run_batch(worker, memory) as b;
+    memory := v_batch.memory;
+    chosen := v_batch.chosen;
+    resume_at := v_batch.resume_at;
+    trouble := v_batch.trouble;
+    exhausted := v_batch.exhausted;
+    in_full := v_batch.in_full;
     if chosen = 0 and worker <> 'drain' then
         perform builder_score.beat(worker);
         if worker = 'resident' or not builder_score.is_alive('resident') then
@@ -3370,7 +3449,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.run_round(text, integer, timestamptz) is
+comment on function builder_score.run_round(text, integer, timestamptz, builder_score.run_memory) is
     'One round of a worker''s loop: look at the stop flag (BS001: stop), run a batch, and when that found nothing beat and keep '
     'house. nap: seconds to sleep when nothing was found.';
 
@@ -3381,6 +3460,7 @@ as $procedure$
 -- writes: what run_round() writes
 declare
     v_round record;
+    v_memory builder_score.run_memory;
     v_looks integer := 0;
 begin
     -- COMMIT directly before each SET TRANSACTION: even an IF takes a snapshot when it is first planned.
@@ -3395,7 +3475,7 @@ begin
         commit;
         set transaction isolation level read committed, read write;
         begin
-            v_round := builder_score.run_round('drain', 20, null);
+            v_round := builder_score.run_round('drain', 20, null, v_memory);
         exception
             when sqlstate 'BS001' then
                 exit;
@@ -3410,12 +3490,15 @@ begin
             raise warning 'builder_score: nothing is processed: %', v_round.trouble
                 using hint = 'Nothing is lost; CALL builder_score.drain() again.';
         end if;
+        v_memory := v_round.memory;
         -- Not until nothing is due: on a busy host there is always something, if only to be put off. Two looks in a row
         -- that took in all there was have seen what was due at the start.
-        v_looks := case when v_round.exhausted then v_looks operator(pg_catalog.+) 1 else 0 end;
-        exit when v_round.resume_at is null
+        v_looks := case when v_round.exhausted and v_round.in_full then v_looks operator(pg_catalog.+) 1 else 0 end;
+        exit when v_round.resume_at is null and v_round.in_full
             and (v_round.chosen operator(pg_catalog.=) 0 or v_looks operator(pg_catalog.>=) 2);
-        if v_round.chosen operator(pg_catalog.=) 0 then
+        if v_round.resume_at is null and (v_round.exhausted or v_round.chosen operator(pg_catalog.=) 0) then
+            v_memory.full_look_at := null;      -- it seems to be the end, and is to be seen
+        elsif v_round.chosen operator(pg_catalog.=) 0 then
             perform pg_catalog.pg_sleep(v_round.nap);
         end if;
     end loop;
@@ -3435,6 +3518,7 @@ declare
     v_before timestamptz;
     v_now timestamptz;
     v_round record;
+    v_memory builder_score.run_memory;
     v_idle integer;
     v_tries integer;
     v_started boolean;
@@ -3501,7 +3585,7 @@ begin
         commit;
         set transaction isolation level read committed, read write;
         begin
-            v_round := builder_score.run_round(v_worker, v_idle, v_deadline);
+            v_round := builder_score.run_round(v_worker, v_idle, v_deadline, v_memory);
         exception
             when sqlstate 'BS001' then
                 exit;
@@ -3512,6 +3596,7 @@ begin
                 raise;
         end;
         commit;
+        v_memory := v_round.memory;
         v_now := pg_catalog.clock_timestamp();
         if v_now operator(pg_catalog.<) v_before then
             v_deadline := builder_score.run_deadline(max_runtime);      -- the clock was set back
@@ -5438,6 +5523,7 @@ comment on function builder_score.unschedule() is
 revoke all on all routines in schema builder_score from public;
 revoke usage on domain builder_score.user_id from public;
 revoke usage on domain builder_score.project_id from public;
+revoke usage on type builder_score.run_memory from public;
 
 do $grants$
 begin
@@ -5492,8 +5578,8 @@ begin
         builder_score.begin_run(text, text),
         builder_score.is_alive(text),
         builder_score.may_go_on(),
-        builder_score.run_batch(text),
-        builder_score.run_round(text, integer, timestamptz),
+        builder_score.run_batch(text, builder_score.run_memory),
+        builder_score.run_round(text, integer, timestamptz, builder_score.run_memory),
         builder_score.beat(text, interval),
         builder_score.nap_seconds(integer, timestamptz),
         builder_score.run_deadline(interval),
