@@ -29,7 +29,7 @@ soak: ## the tests that attack (tests/attacks.py), for long; their figures go to
 	$(bin)/pytest -m attack --numprocesses=$(soakers) --dist=loadfile \
 	    $(if $(ARGS),$(ARGS),--soak=$(MINUTES) --attack-report=benchmarks/results/soak.md)
 
-# Not part of CI. ARGS: --quick, --full, --list, names; alone on its machine, for half an hour.
+# Not part of CI: most of an hour, alone on its machine. ARGS: --quick (minutes), --full, --list, names.
 bench: ## what it costs, how fast and how fresh it is, beside what else could be taken; into benchmarks/results/
 	@.ci/install bench
 	$(bin)/python -m benchmarks $(ARGS)

@@ -79,7 +79,9 @@ def pgbench(
     if done.returncode != 0:
         raise RuntimeError(f"pgbench {script}: {done.stderr.strip()}")
     # Their time is the server's as soon as it has seen them go.
-    while children(postmaster) - before:
+    deadline = time.monotonic() + 60
+    while left := children(postmaster) - before:
+        assert time.monotonic() < deadline, f"still there after pgbench: {left}"
         time.sleep(0.001)
     count = _int(r"transactions actually processed: (\d+)", done.stdout)
     return Run(

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import matplotlib as mpl
-from matplotlib import figure
 
 OURS = "#3b8ed0"
 OTHER = "#d9822b"
@@ -27,10 +25,6 @@ _STYLE = {
     "legend.frameon": False,
 }
 
-# Its types are too many to be followed.
-_mpl: Any = mpl
-_Figure: Any = figure.Figure
-
 
 @dataclass(frozen=True)
 class Plot:
@@ -50,9 +44,11 @@ class Plot:
 
     def write(self, directory: Path) -> None:
         """Draw it: a transparent ground, and an ink that both white and black leave legible."""
-        ink = dict.fromkeys(_INKED, _INK)
-        with _mpl.rc_context(_STYLE | ink):
-            drawn = _Figure(figsize=(self.width, self.height), layout="constrained")
+        # Takes a second; and its types are too many to be followed.
+        matplotlib: Any = import_module("matplotlib")
+        figure: Any = import_module("matplotlib.figure")
+        with matplotlib.rc_context(_STYLE | dict.fromkeys(_INKED, _INK)):
+            drawn = figure.Figure(figsize=(self.width, self.height), layout="constrained")
             self.draw(drawn.add_subplot())
             drawn.savefig(
                 directory / self.file, dpi=120, transparent=True, metadata={"Software": None}

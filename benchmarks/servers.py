@@ -64,8 +64,8 @@ def describe(cluster: PrivateCluster) -> str:
         query = """
             select s.name || ' = ' || current_setting(s.name) from pg_settings as s
             where s.source = 'configuration file' and s.setting is distinct from s.boot_val
-              and s.name !~ '^(lc_|log_|port$|unix_socket|listen|default_text|timezone|.*_timezone)'
-              and s.name !~ '^(dynamic_shared_memory_type|cron\\.host|DateStyle)'
+              and s.name !~* '^(lc_|log_|port$|unix_socket|listen|default_text|timezone)'
+              and s.name !~* '^(dynamic_shared_memory_type|cron\\.host|DateStyle)'
             order by s.name"""
         settings = ", ".join(f"`{name}`" for (name,) in db.execute(query))
         version = re.split(r"\s", str(db.info.parameter_status("server_version")))[0]

@@ -24,7 +24,16 @@ CRON_DATABASE = "pyscore_cron"
 TEMPLATE = "pyscore_template"
 
 SLOWEST = (
-    *("migrations", "pg_cron", "demo", "dba_guide", "wheel", "migrations_concurrent", "uninstall"),
+    *(
+        "benchmarks",
+        "migrations",
+        "pg_cron",
+        "demo",
+        "dba_guide",
+        "wheel",
+        "migrations_concurrent",
+        "uninstall",
+    ),
     *("pytest_plugin", "cli", "crashes", "failover", "real_concurrency", "overload", "clocks"),
     *("random_histories", "permutations", "host_concurrency", "restore_under_load", "unseen"),
     *("random_failures", "hostile_values", "isolation", "readme", "doctor", "plans", "dry_run"),

@@ -1,0 +1,1 @@
+"""The parts of `application`: what the application pays."""
