@@ -101,7 +101,7 @@ def watch(database: str, events: Sequence[Event], patience: float) -> dict[UUID,
         before = dict(db.execute(query, [[event.person for event in events]], prepare=True))
         waiting = list(reversed(events))
         pending: set[UUID] = set()
-        until = max(event.at for event in events) + patience
+        until = max((event.at for event in events), default=0.0) + patience
         while (waiting or pending) and time.time() < until:
             if not pending:
                 _sleep_until(waiting[-1].at)

@@ -1,17 +1,20 @@
 """How long after an application's COMMIT the score is there, and what idling costs."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any, cast
 from uuid import UUID
 
 import redis
-from psycopg import Connection
+from psycopg import Connection, OperationalError
 
 from benchmarks import arrivals, freshness_report, hosts, servers
 from benchmarks.arrivals import Event
-from benchmarks.freshness_report import Idleness, Round
+from benchmarks.freshness_report import Idleness, Round, Sides
 from benchmarks.peers.celery_workers import CeleryWorkers
 from benchmarks.peers.redis_server import private_redis
 from benchmarks.progress import say
@@ -24,6 +27,9 @@ NAME = "freshness"
 TITLE = "How fresh scores are"
 
 PER_SECOND = 200
+SELDOM_PER_SECOND = 50
+"""So many that Celery keeps up with them on two cores."""
+
 OURS, THEIRS = "app", "peer"
 """Twin databases; the second has no trigger of ours."""
 
@@ -54,34 +60,46 @@ def run(scale: Scale) -> Report:
     rounds = scale.pick(smoke=1, quick=1, ordinary=2)
     # More than a minute holds a minute's end, wherever it begins.
     round_s = scale.pick(smoke=0.3, quick=65.0, ordinary=65.0)
+    seldom_s = scale.pick(smoke=0.3, quick=10.0, ordinary=20.0)
     samples = scale.pick(smoke=1, quick=5, ordinary=24)
     idle_before_s = scale.pick(smoke=0.1, quick=5.0, ordinary=5.0)
     idle_s = scale.pick(smoke=0.5, quick=30.0, ordinary=61.0)
-    ours: list[Round] = []
-    theirs: list[Round] = []
-    with _stage(scale, scale.pick(smoke=200, quick=30_000, ordinary=60_000)) as cluster:
+    often, seldom = Sides([], []), Sides([], [])
+    everyone = scale.pick(smoke=200, quick=30_000, ordinary=60_000)
+    # One Redis for all of it, which idles meanwhile: Celery keeps its connections to a broker.
+    with _stage(scale, everyone) as cluster, private_redis() as broker:
         with servers.connect(cluster, OURS) as db:
-            places = cast(list[Place], db.execute(_CANDIDATES).fetchall())
-        size = int(round_s * PER_SECOND)
-        spare = places[rounds * size :]
-        assert len(spare) >= samples, f"{len(places)} people are too few"
+            people = iter(cast(list[Place], db.execute(_CANDIDATES).fetchall()))
+
+        def play(sides: Sides, number: int, seconds: float, per_second: int) -> None:
+            places = list(islice(people, int(seconds * per_second)))
+            # The other side is first in every other round.
+            for is_ours in (True, False) if number % 2 == 0 else (False, True):
+                if is_ours:
+                    played = _play_ours(cluster, places, per_second)
+                else:
+                    played = _play_theirs(cluster, broker, places, per_second)
+                (sides.ours if is_ours else sides.theirs).append(played)
+                say(f"{'ours' if is_ours else 'Celery'}, {per_second}/s: {played.said()}")
+
         for number in range(rounds):
-            share = places[number * size :][:size]
-            # The other one is first in every other round.
-            for side in (ours, theirs)[:: 1 if number % 2 == 0 else -1]:
-                play = _play_ours if side is ours else _play_theirs
-                side.append(play(cluster, share, round_s))
-                say(f"round {number + 1}: {side[-1].said()}")
+            play(often, number, round_s, PER_SECOND)
+        play(seldom, 1, seldom_s, SELDOM_PER_SECOND)
         with servers.connect(cluster, OURS) as db:
             idleness = _idle(cluster, db, idle_s)
-            first = [
-                _first_after_idle(db, place, idle_before_s + 0.45 * n / samples)
-                for n, place in enumerate(spare[:samples])
+            alone = list(islice(people, samples))
+            assert len(alone) == samples, "too few people"
+            idleness.first = [
+                _first_after_idle(db, place, idle_before_s + 0.5 * n / samples)
+                for n, place in enumerate(alone)
             ]
-            say(f"first after {idle_before_s:g} s: {max(first):.3f} s at most")
-        _assert_equal(cluster, {person for person, _ in spare[:samples]})
+            say(f"first after {idle_before_s:g} s: {max(idleness.first):.3f} s at most")
+        _assert_equal(cluster, {person for person, _ in alone})
+        idleness.back_after_kill = _kill(cluster)
+        with servers.connect(cluster, OURS) as db:
+            idleness.gone_when_paused = _pause(db)
         return freshness_report.report(
-            NAME, TITLE, PER_SECOND, ours, theirs, idleness, first, servers.describe(cluster)
+            NAME, TITLE, often, seldom, idleness, servers.describe(cluster)
         )
 
 
@@ -106,13 +124,12 @@ def _stage(scale: Scale, people: int) -> Generator[PrivateCluster]:
         yield cluster
 
 
-def _play_ours(cluster: PrivateCluster, places: Sequence[Place], seconds: float) -> Round:
+def _play_ours(cluster: PrivateCluster, places: Sequence[Place], per_second: int) -> Round:
     with servers.connect(cluster, OURS) as watching:
         worker = Backends(lambda: _workers(watching))
         with servers.connect(cluster, OURS) as db:
             before = _changed(db)
-            # In a thread of this process, which otherwise waits.
-            played = _play(cluster, OURS, places, seconds, within=worker)
+            played = _play(cluster, OURS, places, per_second, within=worker)
             _until(lambda: _changed(db) - before >= len(places), "the worker has counted them")
             if (changed := _changed(db) - before) != len(places):
                 raise RuntimeError(f"{len(places)} events, and {changed} scores were written")
@@ -120,22 +137,22 @@ def _play_ours(cluster: PrivateCluster, places: Sequence[Place], seconds: float)
         return played
 
 
-def _play_theirs(cluster: PrivateCluster, places: Sequence[Place], seconds: float) -> Round:
-    with (
-        private_redis() as broker,
-        CeleryWorkers(cluster.conninfo(THEIRS), broker) as workers,
-    ):
-        client = cast(Any, redis.Redis).from_url(broker)
-        processes = {"Celery": workers.pid, "Redis": int(client.info()["process_id"])}
-        client.close()
-        return _play(cluster, THEIRS, places, seconds, broker=broker, processes=processes)
+def _play_theirs(
+    cluster: PrivateCluster, broker: str, places: Sequence[Place], per_second: int
+) -> Round:
+    client = cast(Any, redis.Redis).from_url(broker)
+    serving = int(client.info()["process_id"])
+    client.close()
+    with CeleryWorkers(cluster.conninfo(THEIRS), broker) as workers:
+        processes = {"Celery": workers.pid, "Redis": serving}
+        return _play(cluster, THEIRS, places, per_second, broker=broker, processes=processes)
 
 
 def _play(
     cluster: PrivateCluster,
     database: str,
     places: Sequence[Place],
-    seconds: float,
+    per_second: int,
     *,
     broker: str | None = None,
     processes: dict[str, int] | None = None,
@@ -143,6 +160,7 @@ def _play(
 ) -> Round:
     """Send one event a person, and wait until all of them are to be seen."""
     pids = {"PostgreSQL": _postmaster(cluster)} | (processes or {})
+    seconds = len(places) / per_second
     block_s = min(5.0, seconds / 4)
     with ExitStack() as stack:
         pool = stack.enter_context(arrivals.in_processes(2))
@@ -152,7 +170,7 @@ def _play(
             ready.result()
         start = time.time() + _GETTING_READY_S
         events = [
-            Event(person, project, start + number / PER_SECOND)
+            Event(person, project, start + number / per_second)
             for number, (person, project) in enumerate(places)
         ]
 
@@ -179,13 +197,16 @@ def _play(
             return len(written) >= len(events)
 
         _until(all_written, "all scores are written", seconds=300, every_s=0.5)
+        took = time.time() - start
         used = {name: tree_seconds(pid) - used[name] for name, pid in pids.items()}
         if set(written) != {event.person for event in events}:
             raise RuntimeError("scores of people were written to whom nothing had happened")
         seen = observed.result()
     return Round(
+        per_second=per_second,
         start=start,
         seconds=seconds,
+        took=took,
         sent=sorted(sent, key=lambda each: each.event.at),
         visible=written,
         seen=seen,
@@ -236,6 +257,36 @@ def _first_after_idle(db: Connection[Any], place: Place, idle_s: float) -> float
 
     _until(is_written, "the score is written", every_s=0.05)
     return written[0] - committed
+
+
+def _kill(cluster: PrivateCluster) -> float:
+    """Crash the worker's backend, and return the seconds until there is a worker again.
+
+    The server ends every session and recovers, which is most of it.
+    """
+    with servers.connect(cluster, OURS) as db:
+        db.execute("checkpoint")
+        killed = _workers(db)
+    began = time.monotonic()
+    os.kill(killed[0], signal.SIGKILL)
+
+    def is_back() -> bool:
+        try:
+            with servers.connect(cluster, OURS) as db:
+                return bool(set(_workers(db)) - set(killed))
+        except OperationalError:
+            return False
+
+    _until(is_back, "the worker is back", every_s=0.01)
+    return time.monotonic() - began
+
+
+def _pause(db: Connection[Any]) -> float:
+    """Return the seconds until a worker that is paused has gone."""
+    began = time.monotonic()
+    db.execute("update builder_score.settings set paused = true")
+    _until(lambda: not _workers(db), "the worker leaves", every_s=0.01)
+    return time.monotonic() - began
 
 
 def _assert_equal(cluster: PrivateCluster, but: set[UUID]) -> None:

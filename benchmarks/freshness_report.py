@@ -1,7 +1,7 @@
 """The page about freshness: latencies, what was spent on them, and two plots."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 from uuid import UUID
@@ -10,7 +10,7 @@ from benchmarks import plots
 from benchmarks.arrivals import Sent
 from benchmarks.measuring import Ratio
 from benchmarks.plots import Plot
-from benchmarks.reports import Figure, Report, Table
+from benchmarks.reports import Figure, Report, Table, number
 
 _AROUND_S = 1.0
 """So long before and after a minute begins its end is felt."""
@@ -21,8 +21,10 @@ class Round:
     """What became of the events of one round.
 
     Attributes:
+        per_second: How many there were.
         start: When it began.
         seconds: How long events were sent.
+        took: How long until all were visible.
         sent: The events, in order of their moments.
         visible: When each person's score was committed.
         seen: When the observer saw it, of those that it looked at.
@@ -30,8 +32,10 @@ class Round:
         busy: Seconds of processor time by program.
     """
 
+    per_second: int
     start: float
     seconds: float
+    took: float
     sent: Sequence[Sent]
     visible: Mapping[UUID, float]
     seen: Mapping[UUID, float]
@@ -57,14 +61,28 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """Rounds that have alternated."""
+
+    ours: list[Round]
+    theirs: list[Round]
+
+    def named(self) -> Mapping[str, Sequence[Round]]:
+        return {"ours": self.ours, "Celery": self.theirs}
+
+
+@dataclass
 class Idleness:
-    """What idling costs: shares of a core, and bytes."""
+    """What being ready costs, in shares of a core and bytes, and gives, in seconds."""
 
     seconds: float
     worker: float
     launcher: float
     server: float
     wal_per_second: float
+    first: list[float] = field(default_factory=list[float])
+    back_after_kill: float = 0.0
+    gone_when_paused: float = 0.0
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -74,39 +92,34 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def report(
-    name: str,
-    title: str,
-    per_second: int,
-    ours: Sequence[Round],
-    theirs: Sequence[Round],
-    idleness: Idleness,
-    first: Sequence[float],
-    server: str,
+    name: str, title: str, often: Sides, seldom: Sides, idleness: Idleness, server: str
 ) -> Report:
     """Put it into words, tables and plots."""
+    ours, theirs = often.ours, often.theirs
     figures = [
         Figure.of(
-            f"commit to visible score, {per_second} events/s: {label}",
+            f"commit to visible score, {ours[0].per_second} events/s, {label}",
             "Celery + Redis beside it",
             reach,
             _over_rounds(ours, share),
             "ms",
-            f"Celery's: {_over_rounds(theirs, share).got:.3g} ms",
+            f"Celery's: {number(_over_rounds(theirs, share).got)} ms",
         )
         for label, share, reach in (("p50", 0.5, "≤ 40 ms"), ("p99", 0.99, "≤ 120 ms"))
     ]
+    first = idleness.first
     slowest = Ratio(max(first), min(first), max(first))
     cost = Ratio.among([100 * idleness.worker])
     figures += [
         Figure.of(
-            f"first event after idling: the slowest of {len(first)}",
+            f"first event after idling, the slowest of {len(first)}",
             "",
             "≤ 0.6 s",
             slowest,
             "s",
-            f"median {median(first):.2f} s",
+            f"median {number(median(first))} s",
         ),
-        Figure.of("idle cost of the worker, share of a core", "", "≤ 1 %", cost, "%"),
+        Figure.of("idle cost of the worker, of a core", "", "≤ 1 %", cost, "%"),
     ]
     minutes = sum(int((r.start + r.seconds) // 60 - r.start // 60) for r in ours)
     events = sum(len(r.sent) for r in ours)
@@ -129,10 +142,10 @@ def report(
         title,
         figures,
         [
-            _latencies(ours, theirs),
-            _spent({"ours": ours, "Celery": theirs}),
-            _observer({"ours": ours, "Celery": theirs}),
-            _idle(idleness, first),
+            _latencies(often, seldom),
+            _spent(often, seldom),
+            _observer(often),
+            _idle(idleness),
         ],
         remarks,
         [
@@ -160,43 +173,40 @@ def _over_rounds(rounds: Sequence[Round], share: float) -> Ratio:
     return Ratio(quantile(_all(rounds), share), min(single), max(single))
 
 
-def _latencies(ours: Sequence[Round], theirs: Sequence[Round]) -> Table:
+def _latencies(often: Sides, seldom: Sides) -> Table:
+    shares = (0.5, 0.9, 0.99, 0.999, 1)
+
     def row(label: str, values: Sequence[float]) -> list[object]:
-        if not values:
-            return [label, 0, *["-"] * 5]
-        shares = (0.5, 0.9, 0.99, 0.999, 1)
-        return [label, len(values), *(quantile(values, share) for share in shares)]
+        counts = [quantile(values, share) if values else "-" for share in shares]
+        return [label, len(values), *counts]
 
-    def scheduled(rounds: Sequence[Round]) -> list[float]:
-        return [ms for each in rounds for ms in each.from_schedule()]
-
-    around = [ms for each in ours for ms in each.around_minutes()]
-    return Table(
-        "From commit to visible score, in ms",
-        ["", "events", "p50", "p90", "p99", "p99.9", "slowest"],
-        [
-            row("ours", _all(ours)),
-            row("ours, a second before and after minutes begin", around),
-            row("ours, from the scheduled moment", scheduled(ours)),
-            row("Celery", _all(theirs)),
-            row("Celery, from the scheduled moment", scheduled(theirs)),
-        ],
-    )
-
-
-def _spent(sides: Mapping[str, Sequence[Round]]) -> Table:
     rows: list[list[object]] = []
-    for side, rounds in sides.items():
-        events = sum(len(each.sent) for each in rounds)
-        seconds = sum(each.seconds for each in rounds)
-        for program in rounds[0].busy:
-            used = sum(each.busy[program] for each in rounds)
-            rows.append([side, program, 1000 * used / events, 100 * used / seconds])
+    for sides in (often, seldom):
+        for side, rounds in sides.named().items():
+            label = f"{side}, {rounds[0].per_second} events/s"
+            scheduled = [ms for each in rounds for ms in each.from_schedule()]
+            rows += [row(label, _all(rounds)), row(f"{label}, from the moment planned", scheduled)]
+    around = [ms for each in often.ours for ms in each.around_minutes()]
+    rows.insert(2, row("ours, a second before and after minutes begin", around))
+    headings = ["", "events", "p50", "p90", "p99", "p99.9", "slowest"]
+    return Table("From commit to visible score, in ms", headings, rows)
+
+
+def _spent(*several: Sides) -> Table:
+    rows: list[list[object]] = []
+    for sides in several:
+        for side, rounds in sides.named().items():
+            events = sum(len(each.sent) for each in rounds)
+            took = sum(each.took for each in rounds)
+            for program in rounds[0].busy:
+                used = sum(each.busy[program] for each in rounds)
+                label = f"{side}, {rounds[0].per_second} events/s"
+                rows.append([label, program, 1000 * used / events, 100 * used / took])
     headings = ["", "processor time", "ms an event", "% of a core"]
     return Table("What it took, the application's own statements included", headings, rows)
 
 
-def _observer(sides: Mapping[str, Sequence[Round]]) -> Table:
+def _observer(sides: Sides) -> Table:
     def row(side: str, rounds: Sequence[Round]) -> list[object]:
         later = [
             1000 * (seen - each.visible[person])
@@ -212,20 +222,22 @@ def _observer(sides: Mapping[str, Sequence[Round]]) -> Table:
         return [side, len(later), *shares, *medians]
 
     headings = ["", "looked for", "seen later by, p50", "p99", "p50 while it looks", "while not"]
-    rows = [row(side, rounds) for side, rounds in sides.items()]
+    rows = [row(side, rounds) for side, rounds in sides.named().items()]
     return Table("The observer, in ms", headings, rows)
 
 
-def _idle(idleness: Idleness, first: Sequence[float]) -> Table:
+def _idle(idleness: Idleness) -> Table:
     return Table(
-        f"Idle for {idleness.seconds:.0f} s",
+        f"Idle for {idleness.seconds:.0f} s, and coming and going",
         ["", "", ""],
         [
             ["the worker", 100 * idleness.worker, "% of a core"],
             ["pg_cron's launcher", 100 * idleness.launcher, "% of a core"],
             ["all of the server's processes", 100 * idleness.server, "% of a core"],
             ["WAL", idleness.wal_per_second, "bytes a second"],
-            ["first event afterwards, median", median(first), "s"],
+            ["first event afterwards, median", median(idleness.first), "s"],
+            ["worker back after kill -9", idleness.back_after_kill, "s, the recovery included"],
+            ["worker gone when paused", idleness.gone_when_paused, "s"],
         ],
     )
 
