@@ -7,7 +7,7 @@ from typing import Any, LiteralString, cast
 
 from psycopg import Connection
 
-from benchmarks import communities, servers
+from benchmarks import communities, hosts, servers
 from benchmarks.communities import Communities, rest
 from benchmarks.measuring import Ratio, alternate, backend_seconds, wall
 from benchmarks.plots import OTHER, OURS, Plot
@@ -24,8 +24,9 @@ _REMARKS = (
     "written others past the triggers, as a restore might, so each is computed and written, its "
     "index entry, state and NOTIFY included.",
     "*At random*: the same number of people, others in each round, queued by a row each; the sizes "
-    "take turns. *Everyone*: a row for each user, once; the first time that they are "
-    "computed, so each gets a new row of state too.",
+    "take turns. *Everyone*: as `pyscore recompute --all` does it, once, without its throttle; the "
+    "first time that they are computed, so each gets a new row of state too. Blocks are shared "
+    "buffers that the backend touched (pg_stat_database).",
     "The owner of many projects: a user like no other beside the ordinary ones. The plain query is "
     "that of peers/per_user.sql with the user's id written into it, so that it is planned for this "
     "user; it writes the score too. Both sides: processor time of the backend, alternating.",
@@ -92,10 +93,20 @@ def run(scale: Scale) -> Report:
         for people in sizes[1:]
     ]  # fmt: skip
     costs = Table(
-        "Microseconds a user",
-        ["users", "at random, processor", "everyone, processor", "everyone, by the clock"],
+        "A user's cost, in microseconds and blocks",
         [
-            (f"{people:,}", Ratio.among(some[people]).got * 1e6, *_micro(everyone[people]))
+            "users",
+            "at random, processor",
+            "everyone, processor",
+            "everyone, by the clock",
+            "everyone, blocks",
+        ],
+        [
+            (
+                f"{people:,}",
+                *_micro([Ratio.among(some[people]).got, *everyone[people][:2]]),
+                everyone[people][2],
+            )
             for people in sizes
         ],
     )
@@ -111,23 +122,24 @@ def run(scale: Scale) -> Report:
     )
 
 
-def _everyone(shared: Communities, people: int) -> tuple[float, float]:
-    """Compute everyone for the first time; give seconds a user, of the processor and the clock."""
+def _everyone(shared: Communities, people: int) -> tuple[float, float, float]:
+    """Compute everyone for the first time.
+
+    Gives seconds a user, of the processor and by the clock, and blocks a user.
+    """
     with shared.connect(people) as db:
         if db.execute("select from builder_score.score_state limit 1").fetchone() is not None:
             raise RuntimeError("another benchmark has computed them")
         rest(db)
-        enqueue = "insert into builder_score.score_recalc_queue (user_id, priority, reason)"
-        db.execute(f"{enqueue} select id, 20, 'benchmark' from users")
-        before = backend_seconds(db.info.backend_pid)
-        seconds = wall(lambda: db.execute("call builder_score.drain()"))
-        used = backend_seconds(db.info.backend_pid) - before
+        before, touched = backend_seconds(db.info.backend_pid), _touched(db)
+        seconds = wall(lambda: hosts.score_everyone(db))
+        used, touched = backend_seconds(db.info.backend_pid) - before, _touched(db) - touched
         _expect(
             db, "select count(*) from builder_score.score_state where score is not null", people
         )
         rest(db)
     say(f"everyone of {people:,}: {1e6 * used / people:.0f} µs a user")
-    return used / people, seconds / people
+    return used / people, seconds / people, touched / people
 
 
 def _at_random(shared: Communities, sizes: Sequence[int]) -> Mapping[int, list[float]]:
@@ -247,7 +259,7 @@ def _plain_query(owner: object) -> bytes:
 def _plot(
     sizes: Sequence[int],
     some: Mapping[int, Sequence[float]],
-    everyone: Mapping[int, tuple[float, float]],
+    everyone: Mapping[int, tuple[float, float, float]],
 ) -> Plot:
     def draw(axes: Any) -> None:
         axes.plot(sizes, [Ratio.among(some[n]).got * 1e6 for n in sizes], "o-", color=OURS,
@@ -268,6 +280,13 @@ def _plot(
 
 def _micro(seconds: Sequence[float]) -> list[float]:
     return [1e6 * value for value in seconds]
+
+
+def _touched(db: Connection[Any]) -> int:
+    """Shared buffers that sessions of a database have touched."""
+    db.execute("select pg_stat_force_next_flush()")
+    query = "select blks_hit + blks_read from pg_stat_database where datname = current_database()"
+    return _row(db, query)[0]
 
 
 def _row(db: Connection[Any], query: str, *values: Any) -> tuple[Any, ...]:
