@@ -8,6 +8,7 @@ language sql immutable parallel safe
 -- engine would need four times as much memory, and fails above 1 GB): it counts as filled.
 return coalesce(
     octet_length(value) > 20000000
+        or value >= '!' collate "C" and value < E'\x7f' collate "C"    -- it begins like most: no regular expression is run
         or value ~ '[^\s\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]',
     false
 );

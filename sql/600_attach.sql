@@ -160,7 +160,8 @@ begin
     v_type := builder_score.host_column_type('projects', 'github_stars');
     v_stars := case
         when v_type is null then '0'
-        when v_type in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
+        when v_type in ('smallint', 'integer', 'bigint') then 'greatest(p.github_stars, 0)'
+        when v_type in ('real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
         when v_type = 'jsonb' then 'builder_score.count_of(p.github_stars::jsonb)'
         when v_type = 'json' then 'builder_score.count_of(builder_score.to_jsonb_or_null(p.github_stars::text))'
         -- jsonb has no string as long as text may be

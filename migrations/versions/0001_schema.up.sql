@@ -1151,6 +1151,7 @@ language sql immutable parallel safe
 -- engine would need four times as much memory, and fails above 1 GB): it counts as filled.
 return coalesce(
     octet_length(value) > 20000000
+        or value >= '!' collate "C" and value < E'\x7f' collate "C"    -- it begins like most: no regular expression is run
         or value ~ '[^\s\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]',
     false
 );
@@ -4498,7 +4499,8 @@ begin
     v_type := builder_score.host_column_type('projects', 'github_stars');
     v_stars := case
         when v_type is null then '0'
-        when v_type in ('smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
+        when v_type in ('smallint', 'integer', 'bigint') then 'greatest(p.github_stars, 0)'
+        when v_type in ('real', 'double precision', 'numeric') then 'builder_score.count_of(p.github_stars::numeric)'
         when v_type = 'jsonb' then 'builder_score.count_of(p.github_stars::jsonb)'
         when v_type = 'json' then 'builder_score.count_of(builder_score.to_jsonb_or_null(p.github_stars::text))'
         -- jsonb has no string as long as text may be
