@@ -15,7 +15,17 @@ from hypothesis.stateful import RuleBasedStateMachine
 from psycopg import Connection
 
 from tests.model import DAY, Application, Ask, Transaction
-from tests.stage import IDS, NAMES, SOMETHING_DUE, STANDING, UNFINISHED, USERS, Stage, Standing
+from tests.stage import (
+    IDS,
+    NAMES,
+    RESIDENTS,
+    SOMETHING_DUE,
+    STANDING,
+    UNFINISHED,
+    USERS,
+    Stage,
+    Standing,
+)
 from tests.statements import run
 
 CONFLICTS = {"55P03", "40001", "40P01", "23503", "23505"}
@@ -129,11 +139,11 @@ class History(RuleBasedStateMachine):
             passes = after if self.moved % DAY < PASSED_AT_MOST else 0.0
             self.pass_time(passes + TICK)
         connection = self.stage.sessions[worker]
-        if worker != "resident":
+        if worker not in RESIDENTS:
             run(connection, "call builder_score.drain()")
         else:
             for _ in range(60):
-                run(connection, "call builder_score.run_worker('0')")
+                run(connection, f"call builder_score.run_worker('0', {RESIDENTS[worker]})")
                 if self.paused or not self._works or run(self.us, SOMETHING_DUE) == [(False,)]:
                     break
         self._drained(worker)
@@ -153,7 +163,7 @@ class History(RuleBasedStateMachine):
     def _drained(self, worker: str) -> None:
         app, now = self.app, self.now()
         self.refreshed_late.clear()
-        if worker == "resident" and not self.paused and now - self.refreshed > DAY:
+        if worker in RESIDENTS and not self.paused and now - self.refreshed > DAY:
             self._ages_refreshed(now)
         if self.paused or not app.attached:
             assert run(self.us, "select * from history.log") == []

@@ -89,7 +89,8 @@ STAGE = """
         delete from history.log;
         delete from history.poisoned;
         update builder_score.settings
-        set debounce_window = '0', batch_size = 500, max_attempts = 3, lock_timeout = '10ms',
+        set debounce_window = '0', batch_size = 500, workers = 2, max_attempts = 3,
+            lock_timeout = '10ms',
             retry_base = '5 minutes', retry_cap = '5 minutes', paused = false;
         update builder_score.signals as s set max_points = k.max_points
         from history.signals as k where k.signal = s.signal;
@@ -99,6 +100,9 @@ STAGE = """
         set refreshed_at = clock_timestamp(), walk_again_after = null;
     $$;
 """
+
+RESIDENTS = {"resident": 1, "resident-2": 2}
+"""Sessions of numbered workers; the others drain."""
 
 SOMETHING_DUE = """
     select exists (select from builder_score.backfill) or exists (
@@ -152,7 +156,7 @@ class Stage:
     def __init__(self, address: str, attack: Attack) -> None:
         self.attack = attack
         self._cleared = 0
-        names = (*SESSIONS, "one", "two", "resident", "batch", "us")
+        names = (*SESSIONS, "one", "two", *RESIDENTS, "batch", "us")
         self.sessions = {
             name: psycopg.connect(address, autocommit=True, application_name=name) for name in names
         }
@@ -160,7 +164,7 @@ class Stage:
         run(self.us, STAGE)
         for name in SESSIONS:
             run(self.sessions[name], "set lock_timeout = '5ms'")
-        for name in ("one", "two", "resident", "batch", "us"):
+        for name in ("one", "two", *RESIDENTS, "batch", "us"):
             run(self.sessions[name], "set statement_timeout = '20s'")  # they come to an end
 
     def clear(self) -> None:

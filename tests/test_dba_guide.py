@@ -157,6 +157,11 @@ def worker_runs(db: Connection[Any]) -> bool:
 
 
 @pytest.mark.usefixtures("app")
+def test_more_than_one_worker(reader: Reader) -> None:
+    reader.follow(SECTIONS["More than one worker"])
+
+
+@pytest.mark.usefixtures("app")
 def test_when_something_is_wrong(reader: Reader) -> None:
     reader.follow(SECTIONS["When something is wrong"])
 

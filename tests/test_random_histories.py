@@ -34,7 +34,7 @@ from tests.model import (
 )
 from tests.promises import HOUR, PASSED_AT_MOST, RETRY, TRANSIENT, WINDOWS
 from tests.random_steps import AGES, LEVEL, SESSION, TRANSACTION, WHICH, WHO, Steps
-from tests.stage import IDS, NAMES, PROJECTS, SESSIONS, USERS, Stage
+from tests.stage import IDS, NAMES, PROJECTS, RESIDENTS, SESSIONS, USERS, Stage
 from tests.statements import run
 
 
@@ -119,19 +119,19 @@ class Histories(Steps):
         assert standing[who].builder_score == standing[who].score == self.app.score(who)
 
     @rule(
-        worker=st.sampled_from(["one", "two", "resident"]), after=st.sampled_from([0.0, *WINDOWS])
+        worker=st.sampled_from(["one", "two", *RESIDENTS]), after=st.sampled_from([0.0, *WINDOWS])
     )
     def drain(self, worker: str, after: float = 0.0) -> None:
         self.work(worker, after)
 
-    @rule(after=st.sampled_from(WINDOWS))
-    def resident_worker_runs(self, after: float) -> None:
-        self.work("resident", after)
+    @rule(after=st.sampled_from(WINDOWS), worker=st.sampled_from(sorted(RESIDENTS)))
+    def resident_worker_runs(self, after: float, worker: str) -> None:
+        self.work(worker, after)
 
     @rule()
     @precondition(lambda self: self.batch is None and self.app.attached and not self.paused)
     def batch_begins(self) -> None:
-        """A worker's batch, which takes its time to commit."""
+        """A worker's batch, which takes its time to commit; beside it the others have a share."""
         self.app.expand()  # as the batch does: until it ends, a project may come to be another's
         run(self.stage.sessions["batch"], "begin; select builder_score.run_batch('resident')")
         self.batch = self.app.sequence

@@ -127,6 +127,37 @@ def test_the_jobs_run_the_worker_in_our_database_from_pg_crons_own(
     assert scheduler(app) == ("none", None)
 
 
+def test_each_worker_has_a_job_and_those_beyond_are_removed(
+    app: str, cron: Connection[Any], cron_dsn: str
+) -> None:
+    database = database_of(app)
+    with psycopg.connect(app, autocommit=True) as db:
+        configure(db, workers=3)
+        said = schedule(app, cron_dsn)
+        last = f"builder-score-worker-3@{database}"
+        assert f"jobs builder-score-worker@{database} to {last}, as {OWNER}" in said
+        first, at_start, purge = expected_jobs(database)
+        others = [
+            (f"builder-score-worker-{number}@{database}", database, OWNER, "* * * * *")
+            for number in (2, 3)
+        ]
+        assert jobs(cron) == [first, *others, at_start, purge]
+        commands = cron.execute("select command from cron.job order by jobid").fetchall()
+        numbered = [f"call builder_score.run_worker(null, {number})" for number in (2, 3)]
+        assert [command for (command,) in commands[:4]] == [CALL, *numbered, CALL]
+        assert last in commands[4][0], "its runs are purged too"
+        configure(db, workers=1)
+        said = schedule(app, cron_dsn)
+        assert [f"{last}, as {OWNER}, removed" in said, said.count("removed")] == [True, 2]
+        assert jobs(cron) == expected_jobs(database)
+        assert one(db, "select count(*) from builder_score.known_jobs()") == 3
+        configure(db, workers=2)
+        schedule(app, cron_dsn)
+        said = output(call("unschedule", "--dsn", app, "--cron-dsn", cron_dsn))
+        assert said.count("removed") == 4
+        assert jobs(cron) == []
+
+
 def test_a_missing_privilege_is_one_line_with_the_grants_that_mend_it(
     app: str, cron_server: PrivateCluster, cron: Connection[Any]
 ) -> None:
