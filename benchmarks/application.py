@@ -29,8 +29,10 @@ _REMARKS = (
 def run(scale: Scale) -> Report:
     """Measure all of it, in one server."""
     people = scale.pick(smoke=300, quick=20_000, ordinary=150_000)
-    with servers.server(scale, autovacuum=False) as cluster:
-        bench = databases.make(cluster, scale, people)
+    with (
+        servers.server(scale, autovacuum=False) as cluster,
+        databases.make(cluster, scale, people) as bench,
+    ):
         single, table_of_single = single_rows(bench)
         many, table_of_many = many_rows(bench)
         hot, table_of_hot = hot_users(bench)

@@ -1,6 +1,7 @@
 """Four databases of the same rows, in one server."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -33,11 +34,13 @@ class Bench:
         cluster: Their server.
         scale: How much.
         variables: How many people, projects and collaborations there are, for the scripts.
+        connections: To each, for what is not measured; each statement is a transaction.
     """
 
     cluster: PrivateCluster
     scale: Scale
     variables: Mapping[str, int]
+    connections: Mapping[str, Connection[Any]]
 
     def alternate(
         self, sides: Mapping[str, Callable[[], float]], rounds: int
@@ -48,23 +51,24 @@ class Bench:
 
     def value(self, database: str, query: LiteralString) -> Any:
         """The first column of a query's first row."""
-        with servers.connect(self.cluster, database) as db:
-            row = db.execute(query).fetchone()
+        row = self.connections[database].execute(query).fetchone()
         assert row is not None
         return row[0]
 
     def clear(self, database: str) -> None:
         """Empty the queue, and make room in the tables."""
-        with servers.connect(self.cluster, database) as db:
-            if database == OURS:
-                db.execute("truncate builder_score.score_recalc_queue")
-            if database == UPSERT:
-                db.execute("truncate upsert_queue")
+        db = self.connections[database]
+        if database == OURS:
+            db.execute("truncate builder_score.score_recalc_queue")
+        if database == UPSERT:
+            db.execute("truncate upsert_queue")
+        if self.scale is not Scale.SMOKE:
             db.execute("vacuum users, projects, project_collaborators")
 
 
-def make(cluster: PrivateCluster, scale: Scale, people: int) -> Bench:
-    """Fill one database, and copy it file by file."""
+@contextmanager
+def make(cluster: PrivateCluster, scale: Scale, people: int) -> Generator[Bench]:
+    """Fill one database, copy it file by file, and stay connected to all."""
     hosts.fill(cluster, WITHOUT, people)
     with servers.connect(cluster, WITHOUT) as db:
         _execute_script(db, "hot_users_setup")
@@ -80,7 +84,12 @@ def make(cluster: PrivateCluster, scale: Scale, people: int) -> Bench:
                 db.execute(statement.format(sql.Identifier(table)))
     with servers.connect(cluster, UPSERT) as db:
         _execute_script(db, "upsert_queue")
-    return Bench(cluster, scale, variables)
+    with ExitStack() as open_ones:
+        connections = {
+            name: open_ones.enter_context(servers.connect(cluster, name))
+            for name in (OURS, ALONE, WITHOUT, UPSERT)
+        }
+        yield Bench(cluster, scale, variables, connections)
 
 
 def _count(db: Connection[Any]) -> dict[str, int]:

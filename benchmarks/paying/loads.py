@@ -92,7 +92,7 @@ def _run(bench: Bench, database: str, load: Load) -> Run:
         load.script,
         clients=load.clients,
         seconds=bench.scale.pick(smoke=None, quick=1, ordinary=load.seconds),
-        transactions=20,
+        transactions=10,
         variables=bench.variables,
         settings=load.settings,
         prepared=load.prepared,

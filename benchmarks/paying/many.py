@@ -55,8 +55,8 @@ def _prepare_copy(bench: Bench, count: int, owners: int) -> str:
     """Let the server write a file of projects whose owners take turns; return what copies it."""
     file = Path(bench.cluster.directory, "projects.copy")
     rows = f"select person_id(1 + n % {owners}), '{_TITLE}', 'What it is for.'"
-    with servers.connect(bench.cluster, OURS) as db:
-        db.execute(f"copy ({rows} from generate_series(1, {count}) as n) to '{file}'".encode())
+    copied = f"copy ({rows} from generate_series(1, {count}) as n) to '{file}'"
+    bench.connections[OURS].execute(copied.encode())
     return f"copy projects (owner_id, title, description) from '{file}'"
 
 

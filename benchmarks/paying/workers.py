@@ -41,8 +41,8 @@ class Worker:
         db.close()
 
     def _set(self, what: str) -> None:
-        with servers.connect(self._bench.cluster, OURS) as db:
-            db.execute(f"update builder_score.settings set {what}".encode())
+        db = self._bench.connections[OURS]
+        db.execute(f"update builder_score.settings set {what}".encode())
 
 
 def _call(db: Connection[Any]) -> None:
