@@ -187,7 +187,7 @@ def _ranks(reader: _Reader, scale: Scale) -> list[Figure]:
                 "count": partial(reader.seconds, count, {"score": score}),
                 "standing": partial(reader.seconds, stand, {"user": user_id}),
             },
-            3,
+            scale.pick(smoke=1, quick=5, ordinary=7),
             tell=False,
         )
         counting.append(median(times["count"]))

@@ -11,7 +11,7 @@ import pytest
 from psycopg import Connection, sql
 
 from tests.community import add_collaborator, add_project, add_user, configure, drain, queue, score
-from tests.oracle import WHITE_SPACE, assert_all_right
+from tests.oracle import WHITE_SPACE, assert_all_right, scores
 
 Db = Connection[Any]
 
@@ -137,6 +137,37 @@ def test_two_collaborators_on_a_third_persons_project_do_not_vouch_for_each_othe
     assert explained(scratch, bob)["vouches"][0] == 1
     assert explained(scratch, eve)["vouches"][0] == 1
     assert explained(scratch, owner)["vouches"][0] == 2
+
+
+MANY_PROJECTS: LiteralString = """
+    with made as (
+        insert into projects (owner_id, title) select %(owner)s, 'p' from generate_series(1, %(n)s)
+        returning id
+    ), p as (select id, row_number() over () as place from made),
+    u as (select id, substr(username, 5)::integer as place from users where username like 'user%%')
+    insert into project_collaborators (project_id, user_id, status)
+    select p.id, u.id, 'confirmed' from p join u on p.place %% 20 = u.place
+    union all
+    select p.id, u.id, 'invited' from p join u on u.place = 20 where p.place < 5
+    union all
+    select p.id, %(owner)s, 'confirmed' from p where p.place < 5
+"""
+
+
+@pytest.mark.parametrize("projects", [999, 1000, 1001, 1500])
+def test_somebody_with_very_many_projects_is_vouched_for_like_anybody(
+    scratch: Db, projects: int
+) -> None:
+    owner = add_user(scratch, "owner")
+    people = [add_user(scratch, f"user{number}") for number in range(23)]
+    scratch.execute(MANY_PROJECTS, {"owner": owner, "n": projects})
+    assert explained(scratch, owner)["vouches"][0] == 20
+    # one who is on a project of theirs too, and one who is not
+    add_collaborator(scratch, add_project(scratch, people[0]), owner)
+    add_collaborator(scratch, add_project(scratch, people[21]), owner)
+    add_collaborator(scratch, add_project(scratch, people[22]), owner, "invited")
+    assert explained(scratch, owner)["vouches"][0] == 21
+    assert scores(scratch)[owner].signals["vouches"].raw == 21
 
 
 @pytest.mark.parametrize("status", ["pending", "declined", "removed", "Confirmed", ""])
