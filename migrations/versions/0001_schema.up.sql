@@ -1220,6 +1220,7 @@ comment on function builder_score.log10_of_one_plus(numeric) is 'log10(1 + n), f
 create function builder_score.compute(
     user_ids builder_score.user_id[],
     as_of timestamptz[],
+    max_rows bigint default null,
     out user_id builder_score.user_id,
     out shipped numeric,
     out shipped_points double precision,
@@ -1231,14 +1232,20 @@ create function builder_score.compute(
     out profile_points double precision,
     out age numeric,
     out age_points double precision,
-    out score numeric
+    out score numeric,
+    out stored numeric,
+    out rows_read bigint
 ) returns setof record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set enable_bitmapscan = off
 as $function$
 -- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
 -- writes: nothing
+-- stored: users.builder_score
+-- rows_read: of projects and collaborations. Who has more of them than max_rows is not read to the end, and has no score.
+-- An index scan a user: a bitmap is dearer to make than the few rows behind it.
 #variable_conflict use_column
 declare
     v_shipped constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'shipped');
@@ -1268,9 +1275,10 @@ begin
            p.impact, p.impact_points,
            p.profile, p.profile_points,
            p.age, p.age_points,
-           round(least(greatest(
+           case when p.rows_read <= max_rows is not false then round(least(greatest(
                p.shipped_points + p.vouches_points + p.impact_points + p.profile_points + p.age_points,
-               0), 100)::numeric, 6)
+               0), 100)::numeric, 6) end,
+           p.stored, p.rows_read
     from (
         select i.user_id,
                owned.shipped::numeric as shipped,
@@ -1282,7 +1290,9 @@ begin
                host.profile::numeric as profile,
                least(f.profile_max, f.profile_scale * host.profile) as profile_points,
                host.age_days::numeric as age,
-               least(f.age_max, f.age_scale * host.age_days / 365) as age_points
+               least(f.age_max, f.age_scale * host.age_days / 365) as age_points,
+               host.stored,
+               owned.rows_read + vouched.rows_read as rows_read
         from unnest(user_ids, as_of) as i(user_id, as_of)
         cross join lateral (
             select u.profile_filled::double precision / greatest(u.profile_fields, 1) as profile,
@@ -1290,32 +1300,39 @@ begin
                         then greatest(floor((extract(epoch from i.as_of) - extract(epoch from u.created_at)) / 86400), 0)
                         when u.created_at = '-infinity' then 1e6
                         else 0
-                   end::double precision as age_days
+                   end::double precision as age_days,
+                   u.builder_score::numeric as stored
             from builder_score.host_users as u
             where u.id = i.user_id
             limit 1
         ) as host
         cross join lateral (
             select count(*) filter (where p.status = any(v_shipped))::double precision as shipped,
-                   coalesce(sum(p.github_stars + m.impact), 0) as impact
-            from builder_score.host_projects as p
+                   coalesce(sum(p.github_stars + m.impact), 0) as impact,
+                   array_agg(p.id) as ids,
+                   count(*) as rows_read
+            from (
+                select h.id, h.status, h.github_stars, h.impact_metrics
+                from builder_score.host_projects as h
+                where h.owner_id = i.user_id
+                limit max_rows + 1
+            ) as p
             cross join lateral (
                 select coalesce(sum(builder_score.count_of(p.impact_metrics -> k.key)), 0) as impact
                 from unnest(v_keys) as k(key)
             ) as m
-            where p.owner_id = i.user_id
         ) as owned
         cross join lateral (
-            select count(distinct v.person)::double precision as people
+            select count(distinct v.person) filter (where v.person <> i.user_id)::double precision as people,
+                   count(*) as rows_read
             from (
                 select c.user_id as person
-                from builder_score.host_projects as p
+                from unnest(owned.ids) as p(id)
                 cross join lateral (
                     select k.user_id from builder_score.host_collaborations as k
                     where k.project_id = p.id and k.status = any(v_confirmed)
                     offset 0
                 ) as c
-                where p.owner_id = i.user_id
                 union all
                 select p.owner_id
                 from builder_score.host_collaborations as c
@@ -1323,14 +1340,14 @@ begin
                     select h.owner_id from builder_score.host_projects as h where h.id = c.project_id offset 0
                 ) as p
                 where c.user_id = i.user_id and c.status = any(v_confirmed)
+                limit max_rows + 1
             ) as v
-            where v.person <> i.user_id
         ) as vouched
     ) as p;
 end
 $function$;
 
-comment on function builder_score.compute(builder_score.user_id[], timestamptz[]) is
+comment on function builder_score.compute(builder_score.user_id[], timestamptz[], bigint) is
     'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
     'with the account''s age taken as of the moment at the same place in as_of.';
 
