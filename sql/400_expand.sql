@@ -70,6 +70,10 @@ as $function$
 -- reads: pg_catalog
 -- writes: backfill
 begin
+    -- Beside a worker that is about to begin one the insert would wait for its batch.
+    if not pg_try_advisory_xact_lock(1651271539, 5) then
+        return false;
+    end if;
     insert into builder_score.backfill (reason, only_ageing, estimated_total)
     select start_backfill.reason, start_backfill.only_ageing, coalesce(sum(greatest(c.reltuples, 0)), 0)
     from builder_score.host as h

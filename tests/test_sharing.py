@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 
-from tests.community import add_user, configure, drain, one, score
+from tests.community import add_project, add_user, configure, drain, one, score
 from tests.interleave import Session, Sessions, assert_right
 
 BATCH = "select recalculated from builder_score.run_batch(%s)"
@@ -45,7 +45,8 @@ def share(db: Connection[Any], users: list[UUID], place: int, places: int) -> li
 def chosen(db: Connection[Any], number: int = 0, place: int = 1, places: int = 2) -> set[UUID]:
     query = """
         select u::uuid
-        from builder_score.choose_due(10, %s, '{}', %s, %s) as c cross join unnest(c.user_ids) as u
+        from builder_score.choose_due(10, %s, '{}', place => %s, places => %s) as c
+        cross join unnest(c.user_ids) as u
     """
     return {user for (user,) in db.execute(query, [number, place, places]).fetchall()}
 
@@ -200,3 +201,44 @@ def test_who_is_locked_is_put_off_by_the_worker_whose_share_it_is(
     assert one(db, still) == len(users)
     application.run("rollback")
     other.run("begin")
+
+
+def test_nobody_waits_for_who_begins_a_walk(
+    db: Connection[Any], sessions: Sessions, users: list[UUID]
+) -> None:
+    db.execute("select builder_score.enqueue_everyone('test')")
+    first, second = sessions("first"), sessions("second")
+    first.run("begin")
+    first.run(BATCH, ["resident"])
+    second.start(BATCH, ["drain"])
+    second.finish_without_waiting()
+    assert one(db, "select last_error from builder_score.health") is None
+    first.run("commit")
+    assert one(db, "select reason from builder_score.backfill") == "test"
+    drain(db)
+    assert done(db, users) == users
+    assert_right(db)
+
+
+def test_project_rows_are_expanded_by_either(
+    db: Connection[Any], sessions: Sessions, users: list[UUID]
+) -> None:
+    configure(db, batch_size=1)  # two times twenty project rows a batch
+    drain(db)
+    projects = [add_project(db, user) for user in users]
+    db.execute("delete from builder_score.score_recalc_queue")
+    db.execute(
+        "insert into builder_score.score_recalc_queue (project_id, priority, reason)"
+        " select p, 10, 'test' from unnest(%s::uuid[]) as p cross join generate_series(1, 2)",
+        [projects],
+    )
+    first, second = sessions("first"), sessions("second")
+    first.run("begin")
+    first.run(BATCH, ["resident"])
+    second.start(BATCH, ["drain"])
+    second.finish_without_waiting()
+    first.run("commit")
+    left = "select count(*) from builder_score.score_recalc_queue where project_id is not null"
+    assert one(db, left) == 0
+    drain(db)
+    assert_right(db)
