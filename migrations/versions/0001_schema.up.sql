@@ -3261,7 +3261,11 @@ begin
         return false;
     end if;
     perform builder_score.clock_was_set_back();     -- before the heartbeat that tells it is written anew
-    insert into builder_score.worker_status (worker) values (begin_run.worker) on conflict do nothing;
+    -- while a restore is under way there is no key yet that it could conflict with
+    insert into builder_score.worker_status (worker)
+    select begin_run.worker
+    where not exists (select from builder_score.worker_status as w where w.worker = begin_run.worker)
+    on conflict do nothing;
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
     where w.worker = begin_run.worker;
