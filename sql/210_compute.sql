@@ -9,6 +9,41 @@ return case when n < 1e300 then log10(1 + n::double precision) else log(n)::doub
 
 comment on function builder_score.log10_of_one_plus(numeric) is 'log10(1 + n), for n up to 10^131071.';
 
+create function builder_score.count_vouches(user_id builder_score.user_id, confirmed text[]) returns bigint
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_custom_plan
+as $function$
+-- reads: host_projects, host_collaborations
+-- writes: nothing
+-- As compute() does it, but planned for this one user: for somebody with very many projects that is no probe for each.
+begin
+    return (
+        select count(*)
+        from (
+            select v.person
+            from (
+                select c.user_id as person
+                from builder_score.host_projects as p
+                join builder_score.host_collaborations as c on c.project_id = p.id
+                where p.owner_id = count_vouches.user_id and c.status = any(count_vouches.confirmed)
+                union all
+                select p.owner_id
+                from builder_score.host_collaborations as c
+                join builder_score.host_projects as p on p.id = c.project_id
+                where c.user_id = count_vouches.user_id and c.status = any(count_vouches.confirmed)
+            ) as v
+            where v.person <> count_vouches.user_id
+            group by v.person
+        ) as w
+    );
+end
+$function$;
+
+comment on function builder_score.count_vouches(builder_score.user_id, text[]) is
+    'How many other people a user has a confirmed collaboration with: for compute(), where there are more than a thousand projects.';
+
 create function builder_score.compute(
     user_ids builder_score.user_id[],
     as_of timestamptz[],
@@ -37,6 +72,7 @@ as $function$
 -- writes: nothing
 -- stored: users.builder_score
 -- rows_read: of projects and collaborations. Who has more of them than max_rows is not read to the end, and has no score.
+-- Without max_rows, who has more than a thousand projects has their vouches counted apart, and those rows not counted.
 -- An index scan a user: a bitmap is dearer to make than the few rows behind it.
 #variable_conflict use_column
 declare
@@ -102,7 +138,8 @@ begin
             select count(*) filter (where p.status = any(v_shipped))::double precision as shipped,
                    coalesce(sum(p.github_stars + m.impact), 0) as impact,
                    array_agg(p.id) as ids,
-                   count(*) as rows_read
+                   count(*) as rows_read,
+                   count(*) > 1000 and max_rows is null as are_many
             from (
                 select h.id, h.status, h.github_stars, h.impact_metrics
                 from builder_score.host_projects as h
@@ -115,11 +152,12 @@ begin
             ) as m
         ) as owned
         cross join lateral (
-            select count(distinct v.person) filter (where v.person <> i.user_id)::double precision as people,
+            select count(distinct v.person) filter (where v.person <> i.user_id)::double precision
+                   + case when owned.are_many then builder_score.count_vouches(i.user_id, v_confirmed) else 0 end as people,
                    count(*) as rows_read
             from (
                 select c.user_id as person
-                from unnest(owned.ids) as p(id)
+                from unnest(case when not owned.are_many then owned.ids end) as p(id)
                 cross join lateral (
                     select k.user_id from builder_score.host_collaborations as k
                     where k.project_id = p.id and k.status = any(v_confirmed)
@@ -131,7 +169,7 @@ begin
                 cross join lateral (
                     select h.owner_id from builder_score.host_projects as h where h.id = c.project_id offset 0
                 ) as p
-                where c.user_id = i.user_id and c.status = any(v_confirmed)
+                where c.user_id = i.user_id and c.status = any(v_confirmed) and not owned.are_many
                 limit max_rows + 1
             ) as v
         ) as vouched
