@@ -6,7 +6,7 @@ create table builder_score.settings (
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
     workers integer not null default 1,
-    poll_interval interval not null default '0.45 seconds',
+    poll_interval interval not null default '0.1 seconds',
     max_attempts integer not null default 5,
     retry_base interval not null default '10 seconds',
     retry_cap interval not null default '1 hour',
@@ -42,7 +42,7 @@ comment on column builder_score.settings.one_row is 'Always true: keeps the tabl
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
 comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
 comment on column builder_score.settings.workers is 'Resident workers side by side, one connection each; after a change SELECT * FROM builder_score.schedule() again.';
-comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker; with the batch after it, a score is half a second away.';
+comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker: the first score after a pause is a little further away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
 comment on column builder_score.settings.retry_base is 'Wait after the first failure; doubles with every further one.';
 comment on column builder_score.settings.retry_cap is 'Longest wait between two attempts.';

@@ -119,7 +119,8 @@ create type builder_score.run_memory as (
     marks timestamptz[],
     looked_at timestamptz,
     full_look_at timestamptz,
-    batch_size integer
+    batch_size integer,
+    round_at timestamptz
 );
 
 comment on type builder_score.run_memory is
@@ -129,6 +130,7 @@ comment on column builder_score.run_memory.marks is
     'dead rows, which stay for as long as somebody holds back vacuum, and what was committed late.';
 comment on column builder_score.run_memory.looked_at is 'When all was looked at from the start.';
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
+comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
 comment on column builder_score.run_memory.batch_size is 'Users in the next batch: settings.batch_size, or as many as settings.batch_target allows.';
 
 create table builder_score.scheduled_jobs (

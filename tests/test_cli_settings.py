@@ -92,7 +92,7 @@ def test_what_is_not_as_at_first_is_marked(database: str, db: Connection[Any]) -
     ("name", "value"),
     [
         ("batch_size", "500"),
-        ("poll_interval", "0.45 seconds"),
+        ("poll_interval", "0.1 seconds"),
         ("retry_cap", "1 hour"),
         ("refresh_after", "7 days"),
         ("paused", "false"),
@@ -138,7 +138,7 @@ def test_several_are_changed_in_either_form(database: str, db: Connection[Any]) 
     said = output(call("settings", "set", *changes, "--dsn", database))
     assert said.splitlines() == [
         "batch_size: 500 -> 100",
-        "poll_interval: 0.45 seconds -> 0.02 seconds",
+        "poll_interval: 0.1 seconds -> 0.02 seconds",
         "retry_cap: 1 hour -> 2 hours",
         "retry_base: 10 seconds -> 1 second",
     ]

@@ -359,7 +359,7 @@ create table builder_score.settings (
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
     workers integer not null default 1,
-    poll_interval interval not null default '0.45 seconds',
+    poll_interval interval not null default '0.1 seconds',
     max_attempts integer not null default 5,
     retry_base interval not null default '10 seconds',
     retry_cap interval not null default '1 hour',
@@ -395,7 +395,7 @@ comment on column builder_score.settings.one_row is 'Always true: keeps the tabl
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
 comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
 comment on column builder_score.settings.workers is 'Resident workers side by side, one connection each; after a change SELECT * FROM builder_score.schedule() again.';
-comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker; with the batch after it, a score is half a second away.';
+comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker: the first score after a pause is a little further away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
 comment on column builder_score.settings.retry_base is 'Wait after the first failure; doubles with every further one.';
 comment on column builder_score.settings.retry_cap is 'Longest wait between two attempts.';
@@ -838,7 +838,8 @@ create type builder_score.run_memory as (
     marks timestamptz[],
     looked_at timestamptz,
     full_look_at timestamptz,
-    batch_size integer
+    batch_size integer,
+    round_at timestamptz
 );
 
 comment on type builder_score.run_memory is
@@ -848,6 +849,7 @@ comment on column builder_score.run_memory.marks is
     'dead rows, which stay for as long as somebody holds back vacuum, and what was committed late.';
 comment on column builder_score.run_memory.looked_at is 'When all was looked at from the start.';
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
+comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
 comment on column builder_score.run_memory.batch_size is 'Users in the next batch: settings.batch_size, or as many as settings.batch_target allows.';
 
 create table builder_score.scheduled_jobs (
@@ -3371,19 +3373,23 @@ $function$;
 comment on function builder_score.may_go_on() is 'The stop flag that a running worker looks at each round: paused, or detached.';
 
 create function builder_score.nap_seconds(idle_rounds integer, resume_at timestamptz) returns double precision
-language sql volatile security definer
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: settings
 -- writes: nothing
 -- 20 ms after work, then half as long again each round, up to poll_interval (a second at most: a sleeping
 -- backend holds back vacuum). A throttled backfill is woken for.
-    select greatest(0.001, least(
-        extract(epoch from s.poll_interval),
-        0.02 * power(1.5, least(idle_rounds, 20)),
-        case when resume_at is not null then greatest(0, extract(epoch from resume_at - clock_timestamp())) end
-    ))
-    from builder_score.settings as s;
+begin
+    return (
+        select greatest(0.001, least(
+            extract(epoch from s.poll_interval),
+            0.02 * power(1.5, least(idle_rounds, 20)),
+            case when resume_at is not null then greatest(0, extract(epoch from resume_at - clock_timestamp())) end
+        ))
+        from builder_score.settings as s
+    );
+end
 $function$;
 
 comment on function builder_score.nap_seconds(integer, timestamptz) is 'How long a worker that found nothing sleeps.';
@@ -3472,6 +3478,52 @@ $function$;
 comment on function builder_score.purge_job_runs(interval) is
     'pg_cron keeps a row of every run for ever: removes those of our own job that are older than keep.';
 
+create function builder_score.seems_idle(memory builder_score.run_memory) returns boolean
+language plpgsql stable security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue, backfill
+-- writes: nothing
+-- A tenth of a whole round's cost, so that an idle worker can look often. From the start, too, unless that took long.
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_since timestamptz[];
+begin
+    if (v_now between memory.round_at - interval '1 second' and memory.round_at) is not true then
+        return false;
+    end if;
+    if v_now between memory.looked_at and memory.full_look_at then
+        v_since := memory.marks;
+    elsif memory.full_look_at > memory.looked_at + interval '0.1 seconds' then
+        return false;
+    end if;
+    return not exists (
+            select
+            from (values (0::smallint, v_since[1]), (10::smallint, v_since[2]), (20::smallint, v_since[3])) as p(priority, since)
+            cross join lateral (
+                select from builder_score.score_recalc_queue as q
+                where q.priority = p.priority
+                  and q.not_before <= v_now
+                  and q.not_before >= coalesce(p.since, '-infinity')
+                  and q.user_id is not null
+                limit 1
+            ) as due)
+       and not exists (
+            select from builder_score.score_recalc_queue as q
+            where q.project_id is not null and q.not_before <= v_now and q.not_before >= coalesce(v_since[4], '-infinity'))
+       and not exists (
+            select from builder_score.score_recalc_queue as q
+            where q.user_id is null and q.project_id is null and q.not_before <= v_now)
+       and not exists (select from builder_score.backfill);
+end
+$function$;
+
+comment on function builder_score.seems_idle(builder_score.run_memory) is
+    'Whether a look at where work arrives finds none. Never for longer than a second: whatever else a round does is done then.';
+
 create function builder_score.run_round(
     worker text,
     idle_rounds integer,
@@ -3496,6 +3548,13 @@ begin
         -- raised, not returned: this function itself may have been dropped while it waited for the answer
         raise exception 'builder_score: paused, detached or fewer workers' using errcode = 'BS001';
     end if;
+    if worker <> 'drain' and builder_score.seems_idle(memory) then
+        chosen := 0;
+        exhausted := true;
+        in_full := false;
+        nap := builder_score.nap_seconds(idle_rounds, deadline);
+        return;
+    end if;
     select b.* into v_batch from builder_score.run_batch(worker, memory) as b;
     memory := v_batch.memory;
     chosen := v_batch.chosen;
@@ -3508,6 +3567,7 @@ begin
         if worker = 'resident' or not builder_score.is_alive('resident') then
             perform builder_score.housekeeping();
         end if;
+        memory.round_at := clock_timestamp() + interval '1 second';
     end if;
     nap := builder_score.nap_seconds(idle_rounds, least(resume_at, deadline));
 end

@@ -326,7 +326,7 @@ def _text(value: Any) -> str:
 
 
 def _interval(duration: timedelta) -> str:
-    """Say a duration exactly: ``5 minutes``, ``1 hour 30 minutes``, ``0.45 seconds``."""
+    """Say a duration exactly: ``5 minutes``, ``1 hour 30 minutes``, ``0.1 seconds``."""
     left = duration // timedelta(microseconds=1)
     parts: list[str] = []
     for name, size in _UNITS:
