@@ -4,7 +4,8 @@ Without images of whole pages (full_page_writes off): those are as many as there
 since the last checkpoint, whoever touches them.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,12 @@ from benchmarks.scales import Scale
 NAME = "wal"
 TITLE = "What recomputing writes into the log"
 
+LOCK = "Heap LOCK"
+
 _RECORDS = """
-    select coalesce(pg_filenode_relation(
+    select coalesce(case when (b.rel)[2]::oid = d.oid then pg_filenode_relation(
                case (b.rel)[1]::oid when d.dattablespace then 0 else (b.rel)[1]::oid end,
-               (b.rel)[3]::oid)::regclass::text, '') as relation,
+               (b.rel)[3]::oid)::regclass::text end, '') as relation,
            r.resource_manager || ' ' || r.record_type as kind,
            count(*) as records,
            sum(r.record_length)::bigint as bytes
@@ -43,13 +46,6 @@ _RECORDS = """
     order by sum(r.record_length) desc
 """
 
-_OF_USERS = """
-    select c.oid::regclass::text
-    from pg_class as c
-    where c.oid = 'users'::regclass
-       or c.oid in (select i.indexrelid from pg_index as i where i.indrelid = 'users'::regclass)
-"""
-
 
 @dataclass(frozen=True)
 class Log:
@@ -57,6 +53,14 @@ class Log:
 
     bytes: int
     records: list[tuple[str, str, int, int]]
+
+    def of(self, relations: Iterable[str]) -> dict[str, int]:
+        """How many records of each kind some relations have."""
+        counts: Counter[str] = Counter()
+        for relation, kind, records, _ in self.records:
+            if relation in relations:
+                counts[kind] += records
+        return dict(counts)
 
     def table(self, title: str, people: int) -> Table:
         """Records and bytes a person; what is less than a tenth of a byte is left out."""
@@ -77,6 +81,14 @@ def written_by(db: Connection[Any], action: Callable[[], object]) -> Log:
     ended = _position(db)
     size = db.execute("select pg_wal_lsn_diff(%s, %s)::bigint", [ended, began]).fetchall()[0][0]
     return Log(size, db.execute(_RECORDS, [began, ended]).fetchall())
+
+
+def users_and_indexes(db: Connection[Any]) -> set[str]:
+    """The names of the application's table of users and of its indexes."""
+    query = """
+        select 'users' union all
+        select indexrelid::regclass::text from pg_index where indrelid = 'users'::regclass"""
+    return {name for (name,) in db.execute(query)}
 
 
 def _position(db: Connection[Any]) -> str:
@@ -104,7 +116,7 @@ def run(scale: Scale) -> Report:
             unchanged = written_by(db, lambda: db.execute("call builder_score.drain()"))
             say(f"none: {unchanged.bytes / people:,.1f} bytes a person")
             assert_verified(db)
-            of_users = {name for (name,) in db.execute(_OF_USERS)}
+            of_users = unchanged.of(users_and_indexes(db))
         with copy(cluster, PLAIN) as db:
             db.execute("create extension pg_walinspect")
             db.execute("set work_mem = '256MB'")
@@ -113,12 +125,7 @@ def run(scale: Scale) -> Report:
             assert_all_right(db)
         server = servers.describe(cluster)
 
-    locks = sum(
-        records
-        for relation, kind, records, _ in unchanged.records
-        if relation == "users" and kind == "Heap LOCK"
-    )
-    others = sum(records for relation, _, records, _ in unchanged.records if relation in of_users)
+    locks = of_users[LOCK]
     ratio = changed.bytes / one_statement.bytes
     return Report(
         NAME,
@@ -136,7 +143,7 @@ def run(scale: Scale) -> Report:
                 "records of users and its indexes, of a person whose score does not change",
                 "the lock's",
                 "= 1",
-                Ratio.among([others / locks]),
+                Ratio.among([sum(of_users.values()) / locks]),
                 note=f"{locks / people:.2f} locks a person; {unchanged.bytes / people:,.0f} bytes "
                 "a person in all",
             ),
