@@ -148,6 +148,23 @@ def test_writing_probes_each_row(batch: Recording) -> None:
     assert upserts == [["score_state_pkey"]]
 
 
+def test_very_many_projects_are_not_probed_one_by_one(backlog: HostDatabase) -> None:
+    with planning(backlog.address, "generic") as db:
+        db.execute("""
+            update projects set owner_id = (select id from users limit 1)
+            where id in (select id from projects limit 1100)
+        """)
+        with recorded(db) as computing:
+            db.execute("""
+                select from builder_score.compute(
+                    (select array_agg(id) from (select id from users limit 1) as one), array[now()])
+            """)
+    tables = {scan.table for statement in computing.of("compute") for scan in statement.scans}
+    assert "projects" in tables
+    assert "project_collaborators" not in tables
+    assert computing.of("count_vouches").scans("project_collaborators")
+
+
 @pytest.mark.parametrize("view", ["health", "queue_by_priority"])
 def test_a_look_at_the_queue_goes_through_it_once(backlog: HostDatabase, view: str) -> None:
     with planning(backlog.address, "generic") as db, recorded(db) as look:
