@@ -14,10 +14,13 @@ language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_custom_plan
+set enable_bitmapscan = on
+set enable_seqscan = on
 as $function$
 -- reads: host_projects, host_collaborations
 -- writes: nothing
 -- As compute() does it, but planned for this one user: for somebody with very many projects that is no probe for each.
+-- Callers have forbidden the planner what it is to choose here.
 begin
     return (
         select count(*)
