@@ -68,7 +68,8 @@ class Sides:
     theirs: list[Round]
 
     def named(self) -> Mapping[str, Sequence[Round]]:
-        return {"ours": self.ours, "Celery": self.theirs}
+        sides = {"ours": self.ours, "Celery": self.theirs}
+        return {name: rounds for name, rounds in sides.items() if rounds}
 
 
 @dataclass
