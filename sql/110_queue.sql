@@ -9,9 +9,9 @@ create table builder_score.score_recalc_queue (
     not_before timestamptz not null default clock_timestamp(),
     reason text not null,
     enqueued_at timestamptz not null default clock_timestamp(),
-    constraint score_recalc_queue_pkey primary key (id),
-    constraint "a row names a user, or a project, or neither" check (user_id is null or project_id is null),
-    constraint "priority must be 0 (high), 10 (medium) or 20 (low)" check (priority in (0, 10, 20))
+    -- No check: PostgreSQL parses it anew for every INSERT, and the application's transaction waits for that. Who may
+    -- insert is enqueue(), which checks, and functions that know what they append.
+    constraint score_recalc_queue_pkey primary key (id)
 );
 
 create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)

@@ -2,34 +2,32 @@
 -- no host table: whoever must be looked up is named by the project, which the worker turns into people
 -- in one snapshot. attach() creates the triggers; row level functions serve partitioned hosts.
 -- PostgreSQL keeps nobody from renaming a column that they name. The application's writes must not fail for it:
--- then, until the next attach(), everyone is appended.
+-- then, until the next attach(), everyone is appended. The block that notices it writes nothing, so that it costs no
+-- subtransaction id, and looks at each column that is named below it: has_column_privilege() raises where it is gone.
+-- The application waits for every line that runs here: what the change of a row needs is one expression and one INSERT.
 
 create function builder_score.users_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute
+-- reads: nothing
 -- writes: score_recalc_queue
-declare
-    v_id builder_score.user_id;
 begin
-    if tg_level = 'ROW' then
-        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
-            v_id := new.id;
-        exception when undefined_column then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-            return null;
-        end;
-        if v_id is not null then    -- a row that names nobody stands for everyone
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user inserted');
-        end if;
-    else
-        if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+    begin
+        if num_nulls(has_column_privilege(tg_relid, 'id', 'select')) > 0 then
             return null;
         end if;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    -- a row that names nobody stands for everyone
+    if tg_level = 'STATEMENT' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select n.id, 20, 'user inserted' from new_rows as n where n.id is not null;
+    elsif new.id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (new.id, 20, 'user inserted');
     end if;
     return null;
 end
@@ -45,21 +43,22 @@ as $function$
 -- writes: score_recalc_queue
 -- tg_argv[0]: the reason; the trigger's WHEN has decided that the change matters
 declare
-    v_new_id builder_score.user_id;
-    v_old_id builder_score.user_id;
+    v_same boolean;
 begin
-    begin   -- nothing is written in here: it costs no subtransaction id
-        v_new_id := new.id;
-        v_old_id := old.id;
+    begin
+        v_same := old.id = new.id;
     exception when undefined_column then
         perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
         return null;
     end;
-    if v_new_id is not null then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_id, 20, tg_argv[0]);
-    end if;
-    if v_old_id <> v_new_id or v_new_id is null and v_old_id is not null then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_id, 20, tg_argv[0]);
+    if v_same then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (new.id, 20, tg_argv[0]);
+    else
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        select v.user_id, 20, tg_argv[0]
+        from (values (new.id), (old.id)) as v(user_id)
+        where v.user_id is not null;
     end if;
     return null;
 end
@@ -71,28 +70,23 @@ create function builder_score.users_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute
+-- reads: nothing
 -- writes: score_recalc_queue
-declare
-    v_id builder_score.user_id;
 begin
-    if tg_level = 'ROW' then
-        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
-            v_id := old.id;
-        exception when undefined_column then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-            return null;
-        end;
-        if v_id is not null then
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_id, 20, 'user deleted');
-        end if;
-    else
-        if not exists (select from pg_attribute as a where a.attrelid = tg_relid and a.attname = 'id') then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+    begin
+        if num_nulls(has_column_privilege(tg_relid, 'id', 'select')) > 0 then
             return null;
         end if;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    if tg_level = 'STATEMENT' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
         select o.id, 20, 'user deleted' from old_rows as o where o.id is not null;
+    elsif old.id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (old.id, 20, 'user deleted');
     end if;
     return null;
 end
@@ -104,39 +98,37 @@ create function builder_score.projects_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute
+-- reads: nothing
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may be there before their project (no foreign key), or where an
 -- update that moves a project to another partition fires as a delete and an insert
-declare
-    v_id builder_score.project_id;
-    v_owner builder_score.user_id;
 begin
-    if tg_level = 'ROW' then
-        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
-            v_id := new.id;
-            v_owner := new.owner_id;
-        exception when undefined_column then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-            return null;
-        end;
-        if v_owner is not null then
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_owner, 10, 'project inserted');
-        end if;
-        if tg_argv[0]::boolean then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_id, 10, 'project inserted');
-        end if;
-    else
-        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+    begin
+        if num_nulls(has_column_privilege(tg_relid, 'id', 'select'), has_column_privilege(tg_relid, 'owner_id', 'select')) > 0 then
             return null;
         end if;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    if tg_level = 'STATEMENT' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select distinct n.owner_id, 10, 'project inserted' from new_rows as n where n.owner_id is not null;
-        if tg_argv[0]::boolean then
+        select distinct n.owner_id, 10, 'project inserted'
+        from new_rows as n where n.owner_id is not null;
+        if tg_argv[0] = 'true' then
             insert into builder_score.score_recalc_queue (project_id, priority, reason)
-            select n.id, 10, 'project inserted' from new_rows as n where n.id is not null;
+            select n.id, 10, 'project inserted'
+            from new_rows as n where n.id is not null;
         end if;
+        return null;
+    end if;
+    if new.owner_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (new.owner_id, 10, 'project inserted');
+    end if;
+    if tg_argv[0] = 'true' and new.id is not null then
+        insert into builder_score.score_recalc_queue (project_id, priority, reason)
+        values (new.id, 10, 'project inserted');
     end if;
     return null;
 end
@@ -151,30 +143,34 @@ as $function$
 -- reads: nothing
 -- writes: score_recalc_queue
 declare
-    v_new_id builder_score.project_id;
-    v_old_id builder_score.project_id;
-    v_new_owner builder_score.user_id;
-    v_old_owner builder_score.user_id;
+    v_same_owner boolean;
+    v_same boolean;
 begin
     begin
-        v_new_id := new.id;
-        v_old_id := old.id;
-        v_new_owner := new.owner_id;
-        v_old_owner := old.owner_id;
+        v_same_owner := old.owner_id = new.owner_id;
+        v_same := old.id = new.id;
     exception when undefined_column then
         perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
         return null;
     end;
-    -- A null owner must not become a row that names nobody: such a row stands for everyone.
-    if v_new_owner is not null then
-        insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_new_owner, 10, 'project updated');
+    if v_same_owner and v_same then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (new.owner_id, 10, 'project updated');
+        return null;
     end if;
-    if v_old_owner is distinct from v_new_owner or v_old_id is distinct from v_new_id then
-        if v_old_owner is not null then
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_old_owner, 10, 'project transferred');
+    -- A null owner must not become a row that names nobody: such a row stands for everyone.
+    if new.owner_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (new.owner_id, 10, 'project updated');
+    end if;
+    if old.owner_id is distinct from new.owner_id or old.id is distinct from new.id then
+        if old.owner_id is not null then
+            insert into builder_score.score_recalc_queue (user_id, priority, reason)
+            values (old.owner_id, 10, 'project transferred');
         end if;
-        if v_new_id is not null then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_new_id, 10, 'project transferred');
+        if new.id is not null then
+            insert into builder_score.score_recalc_queue (project_id, priority, reason)
+            values (new.id, 10, 'project transferred');
         end if;
     end if;
     return null;
@@ -188,38 +184,36 @@ create function builder_score.projects_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute
+-- reads: nothing
 -- writes: score_recalc_queue
 -- tg_argv[0]: true where collaborator rows may outlive their project (no foreign key)
-declare
-    v_id builder_score.project_id;
-    v_owner builder_score.user_id;
 begin
-    if tg_level = 'ROW' then
-        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
-            v_id := old.id;
-            v_owner := old.owner_id;
-        exception when undefined_column then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-            return null;
-        end;
-        if v_owner is not null then
-            insert into builder_score.score_recalc_queue (user_id, priority, reason) values (v_owner, 10, 'project deleted');
-        end if;
-        if tg_argv[0]::boolean then
-            insert into builder_score.score_recalc_queue (project_id, priority, reason) values (v_id, 10, 'project deleted');
-        end if;
-    else
-        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('id', 'owner_id')) < 2 then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+    begin
+        if num_nulls(has_column_privilege(tg_relid, 'id', 'select'), has_column_privilege(tg_relid, 'owner_id', 'select')) > 0 then
             return null;
         end if;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    if tg_level = 'STATEMENT' then
         insert into builder_score.score_recalc_queue (user_id, priority, reason)
-        select distinct o.owner_id, 10, 'project deleted' from old_rows as o where o.owner_id is not null;
-        if tg_argv[0]::boolean then
+        select distinct o.owner_id, 10, 'project deleted'
+        from old_rows as o where o.owner_id is not null;
+        if tg_argv[0] = 'true' then
             insert into builder_score.score_recalc_queue (project_id, priority, reason)
-            select o.id, 10, 'project deleted' from old_rows as o where o.id is not null;
+            select o.id, 10, 'project deleted'
+            from old_rows as o where o.id is not null;
         end if;
+        return null;
+    end if;
+    if old.owner_id is not null then
+        insert into builder_score.score_recalc_queue (user_id, priority, reason)
+        values (old.owner_id, 10, 'project deleted');
+    end if;
+    if tg_argv[0] = 'true' and old.id is not null then
+        insert into builder_score.score_recalc_queue (project_id, priority, reason)
+        values (old.id, 10, 'project deleted');
     end if;
     return null;
 end
@@ -229,68 +223,30 @@ comment on function builder_score.projects_after_delete() is
     'Trigger: the owner has a project less; collaborators are appended by the rows that the cascade deletes, '
     'or by the project where there is no foreign key.';
 
-create function builder_score.is_confirmed(status text) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $function$
--- reads: statuses
--- writes: nothing
-    select exists (
-        select from builder_score.statuses as s where s.meaning = 'confirmed' and s.status = is_confirmed.status
-    );
-$function$;
-
-comment on function builder_score.is_confirmed(text) is 'Whether a collaboration with this status counts.';
-
-create function builder_score.append_collaboration(
-    user_id builder_score.user_id, project_id builder_score.project_id, reason text
-) returns void
-language sql
-set search_path = pg_catalog, pg_temp
-as $function$
--- reads: nothing
--- writes: score_recalc_queue
-    insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
-    select v.user_id, v.project_id, 10, append_collaboration.reason
-    from (values (append_collaboration.user_id, null::builder_score.project_id),
-                 (null::builder_score.user_id, append_collaboration.project_id)) as v(user_id, project_id)
-    where num_nonnulls(v.user_id, v.project_id) = 1;
-$function$;
-
-comment on function builder_score.append_collaboration(builder_score.user_id, builder_score.project_id, text) is
-    'Appends both sides of a collaboration: the user, and the project for its owner.';
-
 create function builder_score.collaborators_after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute, statuses, statuses_changed_by
+-- reads: statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
-    v_user builder_score.user_id;
-    v_project builder_score.project_id;
-    v_counts boolean;
-    v_changed constant boolean := builder_score.statuses_have_changed();
+    -- asked only where the answer may be yes
+    v_changed constant boolean := current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+        and builder_score.statuses_have_changed();
 begin
-    if tg_level = 'ROW' then
-        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
-            v_user := new.user_id;
-            v_project := new.project_id;
-            v_counts := builder_score.is_confirmed(new.status::text) or v_changed;
-        exception when undefined_column then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-            return null;
-        end;
-        if v_counts then
-            perform builder_score.append_collaboration(v_user, v_project, 'collaboration confirmed');
-        end if;
-    else
-        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+    begin
+        if num_nulls(has_column_privilege(tg_relid, 'project_id', 'select'),
+                     has_column_privilege(tg_relid, 'user_id', 'select'),
+                     has_column_privilege(tg_relid, 'status', 'select')) > 0 then
             return null;
         end if;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    if tg_level = 'STATEMENT' then
         with confirmed as (
-            select n.user_id, n.project_id
+            select n.user_id as user_id, n.project_id as project_id
             from new_rows as n
             where n.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
                or v_changed
@@ -301,6 +257,16 @@ begin
         union all
         select distinct null::builder_score.user_id, c.project_id, 10, 'collaboration confirmed'
         from confirmed as c where c.project_id is not null;
+        return null;
+    end if;
+    if v_changed or exists (
+        select from builder_score.statuses as s where s.meaning = 'confirmed' and s.status = new.status::text
+    ) then
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select v.user_id, v.project_id, 10, 'collaboration confirmed'
+        from (values (new.user_id, null::builder_score.project_id),
+                     (null, new.project_id)) as v(user_id, project_id)
+        where v.user_id is not null or v.project_id is not null;
     end if;
     return null;
 end
@@ -315,32 +281,40 @@ as $function$
 -- reads: statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
-    v_new_user builder_score.user_id;
-    v_old_user builder_score.user_id;
-    v_new_project builder_score.project_id;
-    v_old_project builder_score.project_id;
+    v_changed constant boolean := current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+        and builder_score.statuses_have_changed();
     v_was boolean;
     v_is boolean;
     v_moved boolean;
-    v_changed constant boolean := builder_score.statuses_have_changed();
 begin
     begin
-        v_new_user := new.user_id;
-        v_old_user := old.user_id;
-        v_new_project := new.project_id;
-        v_old_project := old.project_id;
-        v_was := builder_score.is_confirmed(old.status::text);
-        v_is := builder_score.is_confirmed(new.status::text);
+        if num_nulls(has_column_privilege(tg_relid, 'project_id', 'select'),
+                     has_column_privilege(tg_relid, 'user_id', 'select'),
+                     has_column_privilege(tg_relid, 'status', 'select')) > 0 then
+            return null;
+        end if;
     exception when undefined_column then
         perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
         return null;
     end;
-    v_moved := (v_old_user, v_old_project) is distinct from (v_new_user, v_new_project);
-    if v_changed or v_is and (v_moved or not v_was) then
-        perform builder_score.append_collaboration(v_new_user, v_new_project, 'collaboration confirmed');
-    end if;
-    if (v_changed or v_was) and (v_moved or not v_is) then
-        perform builder_score.append_collaboration(v_old_user, v_old_project, 'collaboration ended');
+    select coalesce(bool_or(s.status = old.status::text), false),
+           coalesce(bool_or(s.status = new.status::text), false),
+           old.user_id is distinct from new.user_id
+           or old.project_id is distinct from new.project_id
+    into v_was, v_is, v_moved
+    from builder_score.statuses as s
+    where s.meaning = 'confirmed';
+    if v_changed or v_moved and (v_was or v_is) or v_was <> v_is then
+        -- where it counts now, and where it counted
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select v.user_id, v.project_id, 10, case when v.is_new then 'collaboration confirmed' else 'collaboration ended' end
+        from (values (true, new.user_id, null::builder_score.project_id),
+                     (true, null, new.project_id),
+                     (false, old.user_id, null),
+                     (false, null, old.project_id)) as v(is_new, user_id, project_id)
+        where (v.user_id is not null or v.project_id is not null)
+          and case when v.is_new then v_changed or v_is and (v_moved or not v_was)
+                   else (v_changed or v_was) and (v_moved or not v_is) end;
     end if;
     return null;
 end
@@ -353,33 +327,25 @@ create function builder_score.collaborators_after_delete() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
--- reads: pg_attribute, statuses, statuses_changed_by
+-- reads: statuses, statuses_changed_by
 -- writes: score_recalc_queue
 declare
-    v_user builder_score.user_id;
-    v_project builder_score.project_id;
-    v_counts boolean;
-    v_changed constant boolean := builder_score.statuses_have_changed();
+    v_changed constant boolean := current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+        and builder_score.statuses_have_changed();
 begin
-    if tg_level = 'ROW' then
-        begin   -- nothing is written in here: it costs no subtransaction id, and less than a look at pg_attribute
-            v_user := old.user_id;
-            v_project := old.project_id;
-            v_counts := builder_score.is_confirmed(old.status::text) or v_changed;
-        exception when undefined_column then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
-            return null;
-        end;
-        if v_counts then
-            perform builder_score.append_collaboration(v_user, v_project, 'collaboration ended');
-        end if;
-    else
-        if (select count(*) from pg_attribute as a where a.attrelid = tg_relid and a.attname in ('project_id', 'user_id', 'status')) < 3 then
-            perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+    begin
+        if num_nulls(has_column_privilege(tg_relid, 'project_id', 'select'),
+                     has_column_privilege(tg_relid, 'user_id', 'select'),
+                     has_column_privilege(tg_relid, 'status', 'select')) > 0 then
             return null;
         end if;
+    exception when undefined_column then
+        perform builder_score.enqueue_everyone(format('column renamed: %s', tg_table_name));
+        return null;
+    end;
+    if tg_level = 'STATEMENT' then
         with confirmed as (
-            select o.user_id, o.project_id
+            select o.user_id as user_id, o.project_id as project_id
             from old_rows as o
             where o.status::text in (select s.status from builder_score.statuses as s where s.meaning = 'confirmed')
                or v_changed
@@ -390,6 +356,16 @@ begin
         union all
         select distinct null::builder_score.user_id, c.project_id, 10, 'collaboration ended'
         from confirmed as c where c.project_id is not null;
+        return null;
+    end if;
+    if v_changed or exists (
+        select from builder_score.statuses as s where s.meaning = 'confirmed' and s.status = old.status::text
+    ) then
+        insert into builder_score.score_recalc_queue (user_id, project_id, priority, reason)
+        select v.user_id, v.project_id, 10, 'collaboration ended'
+        from (values (old.user_id, null::builder_score.project_id),
+                     (null, old.project_id)) as v(user_id, project_id)
+        where v.user_id is not null or v.project_id is not null;
     end if;
     return null;
 end
