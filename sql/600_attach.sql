@@ -307,7 +307,7 @@ begin
                 ('profile', 'users', builder_score.update_of('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']), 'for each row',
                  builder_score.changed_condition('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']),
                  'users_after_update(''profile changed'')', 'Appends the user when a profile field or created_at really changes.'),
-                ('overwritten', 'users', builder_score.update_of('users', array['builder_score']), 'for each row',
+                ('overwritten', 'users', case when builder_score.changes_rows_before(host_table) then 'update' else 'update of builder_score' end, 'for each row',
                  format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from pg_trigger_depth()::text)', builder_score.owner_role()),
                  'users_after_update(''score overwritten'')', 'Appends the user when anyone but our writer writes builder_score.'),
                 ('update', 'projects', builder_score.update_of('projects', array['id', 'owner_id', 'status', 'github_stars', 'impact_metrics']), 'for each row',
