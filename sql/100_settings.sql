@@ -5,6 +5,7 @@ create table builder_score.settings (
     one_row boolean primary key default true,
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
+    batch_target interval not null default '0.05 seconds',
     workers integer not null default 1,
     poll_interval interval not null default '0.1 seconds',
     max_attempts integer not null default 5,
@@ -21,6 +22,8 @@ create table builder_score.settings (
         check (debounce_window >= '0 seconds' and debounce_window <= '1 day'),
     constraint "batch_size must be between 1 and 10000" check (batch_size between 1 and 10000),
     constraint "workers must be between 1 and 16" check (workers between 1 and 16),
+    constraint "batch_target must be between 1 ms and 10 seconds"
+        check (batch_target >= '0.001 seconds' and batch_target <= '10 seconds'),
     constraint "poll_interval must be between 20 ms and 1 second"
         check (poll_interval >= '0.02 seconds' and poll_interval <= '1 second'),
     constraint "max_attempts must be between 1 and 100" check (max_attempts between 1 and 100),
@@ -40,7 +43,8 @@ create table builder_score.settings (
 comment on table builder_score.settings is 'What a DBA may turn: one row. A change takes effect with the next batch.';
 comment on column builder_score.settings.one_row is 'Always true: keeps the table at one row.';
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
-comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
+comment on column builder_score.settings.batch_size is 'Users that a worker takes in one transaction, at most.';
+comment on column builder_score.settings.batch_target is 'How long a transaction of a worker''s is to take: it takes fewer users when it takes longer.';
 comment on column builder_score.settings.workers is 'Resident workers side by side, one connection each; after a change SELECT * FROM builder_score.schedule() again.';
 comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker: the first score after a pause is a little further away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';

@@ -9,12 +9,15 @@ create table builder_score.score_state (
     attempts integer not null default 0,
     retry_at timestamptz,
     first_failed_at timestamptz,
-    formula_stamp text
+    formula_stamp text,
+    rows_read bigint
 );
 
 create index score_state_retrying on builder_score.score_state (retry_at) where retry_at is not null;
+create index score_state_heavy on builder_score.score_state (user_id) where rows_read is not null;
 
 comment on index builder_score.score_state_retrying is 'Users in backoff, who are few.';
+comment on index builder_score.score_state_heavy is 'Users who are recalculated alone, who are few.';
 comment on table builder_score.score_state is 'Per user: the last recalculation and, while it fails, the backoff.';
 comment on column builder_score.score_state.user_id is 'The user; no foreign key, so that the host''s DDL and deletes stay its own.';
 comment on column builder_score.score_state.score is 'The score last computed, as written to users.builder_score; null before the first success.';
@@ -24,6 +27,9 @@ comment on column builder_score.score_state.attempts is 'Failures in a row.';
 comment on column builder_score.score_state.retry_at is 'Not before this moment, whatever is enqueued meanwhile.';
 comment on column builder_score.score_state.first_failed_at is 'First of the failures in a row.';
 comment on column builder_score.score_state.formula_stamp is 'formula_stamp() it was computed with.';
+comment on column builder_score.score_state.rows_read is
+    'Projects and collaborations that were read, where those were more than a thousand: such a user has a batch of their own. Else null, '
+    'so that a recalculation changes no column of an index.';
 
 create table builder_score.score_dead_letter (
     user_id builder_score.user_id primary key,
@@ -120,7 +126,8 @@ create type builder_score.run_memory as (
     looked_at timestamptz,
     full_look_at timestamptz,
     batch_size integer,
-    round_at timestamptz
+    round_at timestamptz,
+    others_until timestamptz
 );
 
 comment on type builder_score.run_memory is
@@ -131,7 +138,9 @@ comment on column builder_score.run_memory.marks is
 comment on column builder_score.run_memory.looked_at is 'When all was looked at from the start.';
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
 comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
-comment on column builder_score.run_memory.batch_size is 'Users in the next batch: settings.batch_size, or as many as settings.batch_target allows.';
+comment on column builder_score.run_memory.batch_size is 'Users in the next batch, by how long the last ones took; null: settings.batch_size, however long that takes.';
+comment on column builder_score.run_memory.others_until is
+    'After somebody had a batch of their own: for as long again it is the turn of those who need none.';
 
 create table builder_score.scheduled_jobs (
     cron_database name not null,

@@ -9,6 +9,7 @@ create function builder_score.choose_due(
     place integer default 0,
     places integer default 1,
     out user_ids builder_score.user_id[],
+    out first_of_them builder_score.user_id,
     out all_of_them boolean,
     out marks timestamptz[]
 ) returns record
@@ -58,14 +59,14 @@ begin
         order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
-    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size,
+    select coalesce(array_agg(distinct c.user_id), '{}'), (select f.user_id from chosen as f limit 1), count(*) < batch_size,
            -- Before the first that is there all is dead. Where there is none, a second is left to transactions that have
            -- appended and not yet committed; longer ones are found by the next look at everything.
            (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
             from (select p.priority, min(d.not_before) as first
                   from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
                   group by p.priority) as m)
-    into user_ids, all_of_them, marks
+    into user_ids, first_of_them, all_of_them, marks
     from chosen as c;
 end
 $function$;
@@ -145,6 +146,7 @@ set search_path = pg_catalog, pg_temp
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
+set plan_cache_mode = auto
 as $function$
 -- reads: host
 -- writes: users.builder_score
@@ -182,6 +184,7 @@ comment on function builder_score.write_scores(builder_score.user_id[], numeric[
 create function builder_score.fire_deferred_triggers() returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = auto
 as $function$
 -- reads: host
 -- writes: what the host's deferred triggers write
@@ -204,8 +207,10 @@ as $function$
 -- reads: nothing
 -- writes: NOTIFY builder_score_changed
 declare
-    v_id text;
-    v_part text := '';
+    v_json text[];
+    v_first integer := 1;
+    v_length integer;
+    v_total integer := 0;
 begin
     -- A listener that hangs fills the server's queue, and then every COMMIT with a NOTIFY fails. Caches
     -- have a time to live for such days; scores go on.
@@ -217,19 +222,25 @@ begin
         return;
     end if;
     -- A payload ends at 7,999 bytes.
-    foreach v_id in array user_ids loop
-        if octet_length(to_json(v_id)::text) + 20 > 7999 then    -- an id may be longer
-            perform pg_notify('builder_score_changed', '{"all": true}');
-            continue;
+    v_json := array(
+        select j.id
+        from (select to_json(u.id::text)::text as id from unnest(user_ids) as u(id)) as j
+        where octet_length(j.id) + 20 <= 7999       -- an id may be longer
+    );
+    if cardinality(v_json) < cardinality(user_ids) then
+        perform pg_notify('builder_score_changed', '{"all": true}');
+    end if;
+    for i in 1..cardinality(v_json) loop
+        v_length := octet_length(v_json[i]) + 2;
+        if v_total + v_length + 18 > 7999 then
+            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:i - 1], ', ')));
+            v_first := i;
+            v_total := 0;
         end if;
-        if octet_length(v_part) + octet_length(to_json(v_id)::text) + 20 > 7999 then
-            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
-            v_part := '';
-        end if;
-        v_part := v_part || case when v_part = '' then '' else ', ' end || to_json(v_id)::text;
+        v_total := v_total + v_length;
     end loop;
-    if v_part <> '' then
-        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
+    if v_total > 0 then
+        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:], ', ')));
     end if;
 end
 $function$;
@@ -237,11 +248,75 @@ $function$;
 comment on function builder_score.notify_changed(builder_score.user_id[], integer) is
     'Tells listeners whose scores changed: {"user_ids": ["..."]}, in as many messages as it takes, or {"all": true}.';
 
+create function builder_score.heavy_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $function$
+-- reads: score_state
+-- writes: nothing
+begin
+    return array(select s.user_id from builder_score.score_state as s where s.user_id = any(heavy_users.user_ids) and s.rows_read is not null);
+end
+$function$;
+
+comment on function builder_score.heavy_users(builder_score.user_id[]) is
+    'Those of the users who had so many projects and collaborations that a recalculation takes as long as that of many others.';
+
+create function builder_score.write_states(
+    user_ids builder_score.user_id[],
+    scores numeric[],
+    many_rows bigint[],
+    computed_at timestamptz,
+    stamp text
+) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $function$
+-- reads: nothing
+-- writes: score_state
+-- many_rows: null for most
+-- Updated where there is a row, which there nearly always is: an upsert would lock each row before it writes it. Nobody
+-- else inserts rows of these users, whom the caller has locked.
+#variable_conflict use_column
+declare
+    v_written bigint;
+begin
+    update builder_score.score_state as s
+    set score = w.score,
+        previous_score = case when s.score is distinct from w.score then s.score else s.previous_score end,
+        computed_at = write_states.computed_at,
+        formula_stamp = write_states.stamp,
+        rows_read = w.many_rows,
+        attempts = 0,
+        retry_at = null,
+        first_failed_at = null
+    from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+    where s.user_id = w.user_id;
+    get diagnostics v_written = row_count;
+    if v_written < cardinality(user_ids) then
+        insert into builder_score.score_state (user_id, score, computed_at, formula_stamp, rows_read)
+        select w.user_id, w.score, write_states.computed_at, write_states.stamp, w.many_rows
+        from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+        where not exists (select from builder_score.score_state as s where s.user_id = w.user_id);
+    end if;
+end
+$function$;
+
+comment on function builder_score.write_states(builder_score.user_id[], numeric[], bigint[], timestamptz, text) is
+    'Notes of each user that the score was computed, and whether that took many rows.';
+
 create function builder_score.score_users(
     user_ids builder_score.user_id[],
     row_ids bigint[],
+    row_users builder_score.user_id[] default null,
+    until timestamptz default null,
     out recalculated integer,
-    out changed integer
+    out changed integer,
+    out put_off integer
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -251,51 +326,79 @@ as $function$
 -- reads: host views, formula, score_state, settings
 -- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
 -- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
+-- row_users: whose the rows are; needed where users may be put off, who are left as they are, and their rows: those who
+-- are not computed when it is until, and those among others who turn out to need a batch of their own.
 -- One probe a row: left alone, the planner goes through tens of thousands of queue rows for those it is to delete.
 #variable_conflict use_column
 declare
     v_now constant timestamptz := clock_timestamp();
-    v_stamp constant text := builder_score.formula_stamp();
-    v_ids builder_score.user_id[];
-    v_scores numeric[];
-    v_changed_ids builder_score.user_id[];
-    v_changed_scores numeric[];
+    v_stamp constant text := builder_score.formula_stamp();      -- before what it is to vouch for is read
+    v_many constant bigint := 1000;
+    v_limit constant bigint := case when cardinality(user_ids) > 1 and row_users is not null then v_many end;
+    v_size constant integer := case when until is null or row_users is null then cardinality(user_ids) else 50 end;
+    v_piece builder_score.user_id[];
+    v_done integer := 0;
+    v_new record;
+    v_ids builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_scores numeric[] := array[]::numeric[];
+    v_many_rows bigint[] := array[]::bigint[];
+    v_heavy builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_changed_ids builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_changed_scores numeric[] := array[]::numeric[];
 begin
-    select array_agg(c.user_id), array_agg(c.stored),
-           coalesce(array_agg(c.user_id) filter (where c.differs), '{}'),
-           coalesce(array_agg(c.stored) filter (where c.differs), '{}')
-    into v_ids, v_scores, v_changed_ids, v_changed_scores
-    from (
-        select k.user_id, r.stored, u.builder_score::numeric is distinct from r.stored as differs
-        from builder_score.compute(score_users.user_ids, array_fill(v_now, array[cardinality(score_users.user_ids)])) as k
-        cross join lateral (select round(k.score, h.score_decimals) as stored from builder_score.host as h) as r
-        cross join lateral (select x.builder_score from builder_score.host_users as x where x.id = k.user_id limit 1) as u
-    ) as c;
-    recalculated := coalesce(cardinality(v_ids), 0);
+    while v_done < cardinality(user_ids) loop
+        v_piece := user_ids[v_done + 1:v_done + v_size];
+        select coalesce(array_agg(c.user_id) filter (where c.score is not null), '{}') as ids,
+               coalesce(array_agg(c.score) filter (where c.score is not null), '{}') as scores,
+               coalesce(array_agg(c.many_rows) filter (where c.score is not null), '{}') as many_rows,
+               coalesce(array_agg(c.user_id) filter (where c.score is null), '{}') as heavy,
+               coalesce(array_agg(c.user_id) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_ids,
+               coalesce(array_agg(c.score) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_scores
+        into v_new
+        from (
+            select k.user_id, k.stored, round(k.score, h.score_decimals) as score,
+                   case when k.rows_read > v_many then k.rows_read end as many_rows
+            from builder_score.compute(v_piece, array_fill(v_now, array[cardinality(v_piece)]), v_limit) as k
+            cross join builder_score.host as h
+        ) as c;
+        v_ids := v_ids || v_new.ids::builder_score.user_id[];
+        v_scores := v_scores || v_new.scores;
+        v_many_rows := v_many_rows || v_new.many_rows;
+        v_heavy := v_heavy || v_new.heavy::builder_score.user_id[];
+        v_changed_ids := v_changed_ids || v_new.changed_ids::builder_score.user_id[];
+        v_changed_scores := v_changed_scores || v_new.changed_scores;
+        v_done := v_done + cardinality(v_piece);
+        exit when clock_timestamp() > until;
+    end loop;
+    recalculated := cardinality(v_ids);
     changed := cardinality(v_changed_ids);
+    put_off := cardinality(user_ids) - v_done + cardinality(v_heavy);
 
     -- An unchanged score is never written: the index on it would make every write a non-HOT update.
     if changed > 0 then
         perform builder_score.write_scores(v_changed_ids, v_changed_scores);
         perform builder_score.notify_changed(v_changed_ids, (select s.notify_max_ids from builder_score.settings as s));
     end if;
-
-    insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp)
-    select w.user_id, w.score, v_now, v_stamp
-    from unnest(v_ids, v_scores) as w(user_id, score)
-    on conflict (user_id) do update
-    set score = excluded.score,
-        previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
-        computed_at = excluded.computed_at,
-        formula_stamp = excluded.formula_stamp,
-        attempts = 0,
-        retry_at = null,
-        first_failed_at = null;
+    perform builder_score.write_states(v_ids, v_scores, v_many_rows, v_now, v_stamp);
 
     delete from builder_score.score_dead_letter as d where d.user_id = any(v_ids);
-    delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
+    if put_off = 0 then
+        delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
+    else
+        delete from builder_score.score_recalc_queue as q
+        where q.id = any(array(
+            select r.row_id
+            from unnest(score_users.row_ids, score_users.row_users) as r(row_id, user_id)
+            where r.user_id in (select d.user_id from unnest(user_ids[:v_done]) as d(user_id))
+              and r.user_id not in (select h.user_id from unnest(v_heavy) as h(user_id))
+        ));
+        insert into builder_score.score_state as s (user_id, rows_read)
+        select h.user_id, v_many + 1 from unnest(v_heavy) as h(user_id)
+        on conflict (user_id) do update set rows_read = excluded.rows_read;
+    end if;
 end
 $function$;
 
-comment on function builder_score.score_users(builder_score.user_id[], bigint[]) is
-    'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows.';
+comment on function builder_score.score_users(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+    'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows, '
+    'but for those of users whom it puts off.';

@@ -328,8 +328,10 @@ create function builder_score.score_or_split(
     row_users builder_score.user_id[],
     split_until timestamptz,
     known_code text default null,
+    until timestamptz default null,
     out recalculated integer,
     out changed integer,
+    out put_off integer,
     out failed integer,
     out passes integer,
     out last_error text
@@ -340,6 +342,7 @@ as $function$
 -- reads: what score_users() reads
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
+-- until: when a whole batch is to stop; its parts, after a failure, do not.
 -- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
     v_code text := known_code;
@@ -356,8 +359,8 @@ begin
     if known_code is null or cardinality(user_ids) = 1 then
         passes := 1;
         begin
-            select s.recalculated, s.changed into recalculated, changed
-            from builder_score.score_users(user_ids, row_ids) as s;
+            select s.recalculated, s.changed, s.put_off into recalculated, changed, put_off
+            from builder_score.score_users(user_ids, row_ids, row_users, until) as s;
             perform builder_score.fire_deferred_triggers();
             return;
         exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
@@ -368,6 +371,7 @@ begin
 
     recalculated := 0;
     changed := 0;
+    put_off := 0;
     if cardinality(user_ids) = 1 then
         failed := builder_score.is_users_fault(v_code)::integer;
         perform builder_score.record_failure(user_ids[1], row_ids, v_code, v_message);
@@ -398,6 +402,7 @@ begin
         v_other_is_fine := v_part.last_error is null and builder_score.is_users_fault(v_code);
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
+        put_off := put_off + v_part.put_off;
         failed := failed + v_part.failed;
         passes := passes + v_part.passes;
         last_error := coalesce(v_part.last_error, last_error);
@@ -405,7 +410,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 

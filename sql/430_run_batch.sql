@@ -16,9 +16,12 @@ create function builder_score.run_batch(
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, host, worker_status, NOTIFY
+-- For a batch of few people planning would take longer than all the rest. (write_scores() leaves the host's triggers
+-- their plans.)
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
@@ -36,6 +39,11 @@ declare
     v_look_began timestamptz;
     v_expanded record;
     v_chosen record;
+    v_size integer;
+    v_projects integer;
+    v_until timestamptz;
+    v_heavy builder_score.user_id[];
+    v_alone boolean;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -66,8 +74,17 @@ begin
     exhausted := true;
     -- What is before the marks is looked at, too, as often as it takes no more than a twentieth of the time: with nothing
     -- dead in front of what is due, nearly always. Marks in the future are from before the clock was set back.
+    if v_began < any(memory.marks) then
+        memory.others_until := null;
+    end if;
     in_full := coalesce(v_began not between memory.looked_at and memory.full_look_at or v_began < any(memory.marks), true);
     v_since := case when not in_full then memory.marks end;
+    v_size := least(v_settings.batch_size, coalesce(memory.batch_size, v_settings.batch_size));
+    v_projects := 20 * v_settings.batch_size;
+    if memory.batch_size is not null then
+        v_until := v_began + v_settings.batch_target;
+        v_projects := 2 * v_size;
+    end if;
 
     <<protected>>
     begin
@@ -87,11 +104,16 @@ begin
             end if;
         end if;
         v_look_began := clock_timestamp();
-        select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+        select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
         v_looking := clock_timestamp() - v_look_began;
         memory.marks := array[null, null, null, v_expanded.mark];
         chosen := chosen + v_expanded.taken;
-        exhausted := v_expanded.taken < 20 * v_settings.batch_size;
+        exhausted := v_expanded.taken < v_projects;
+        -- Before anybody is locked, and every other time at most: projects may come as fast as they are taken.
+        if clock_timestamp() > v_until and v_expanded.taken > 0 and v_number % 2 = 0 then
+            exhausted := false;
+            exit protected;
+        end if;
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
@@ -100,7 +122,7 @@ begin
         loop
             v_look_began := clock_timestamp();
             select c.* into v_chosen
-            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
+            from builder_score.choose_due(v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
             if memory.marks[1] is null then     -- later looks pass people over
                 memory.marks := v_chosen.marks || memory.marks[4];
                 v_looking := v_looking + (clock_timestamp() - v_look_began);
@@ -111,8 +133,26 @@ begin
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
+            -- Whoever takes as long as many others is alone in a batch, so that nobody is held with them. In their turn
+            -- they come, and then for as long it is the turn of the others, where there are any.
+            v_alone := false;
+            v_heavy := builder_score.heavy_users(v_due);
+            if cardinality(v_heavy) > 0 then
+                exhausted := false;
+                v_unlocked := array(select d.id from unnest(v_due) as d(id) where d.id not in (select h.id from unnest(v_heavy) as h(id)));
+                if v_chosen.first_of_them = any(v_heavy) and v_began >= coalesce(memory.others_until, '-infinity')
+                   or cardinality(v_unlocked) = 0 and (v_all or cardinality(v_passed_over) >= 20 * v_settings.batch_size) then
+                    v_alone := true;
+                    v_due := array[case when v_chosen.first_of_them = any(v_heavy) then v_chosen.first_of_them else v_heavy[1] end];
+                elsif cardinality(v_unlocked) = 0 then
+                    v_passed_over := (v_passed_over || v_heavy)::builder_score.user_id[];
+                    continue;
+                else
+                    v_due := v_unlocked;
+                end if;
+            end if;
             -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
-            select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+            select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
             memory.marks[4] := least(memory.marks[4], v_expanded.mark);
             chosen := chosen + v_expanded.taken;
 
@@ -144,7 +184,7 @@ begin
         with candidate as (
             select c.user_id,
                    l.user_id is not null as locked,
-                   p.present is not null as present,
+                   coalesce(p.present, l.user_id is not null) as present,
                    greatest(
                        q.not_before,
                        -- a window that opened in the future: the clock was set back
@@ -159,7 +199,8 @@ begin
                 select x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
             ) as s on true
             left join lateral (
-                select true as present from builder_score.host_users as u where u.id = c.user_id limit 1
+                -- who is locked is there
+                select true as present from builder_score.host_users as u where u.id = c.user_id and l.user_id is null limit 1
             ) as p on true
             cross join lateral (
                 select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
@@ -205,7 +246,9 @@ begin
             select s.* into v_scored
             from builder_score.score_or_split(
                 v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
-                clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2)) as s;
+                clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2),
+                until => v_until) as s;
+            exhausted := exhausted and v_scored.put_off = 0;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
             failed := v_scored.failed;
@@ -240,6 +283,16 @@ begin
         v_error := trouble;
     end protected;
 
+    if v_alone and recalculated > 0 then
+        memory.others_until := clock_timestamp() + (clock_timestamp() - v_began);
+    elsif memory.batch_size is not null and recalculated > 0 then
+        memory.batch_size := case
+            when clock_timestamp() > v_began + 1.5 * v_settings.batch_target then greatest(v_size / 2, 1)
+            when clock_timestamp() < v_began + 0.75 * v_settings.batch_target and not v_all
+                then least(v_size + v_size / 4 + 1, v_settings.batch_size)
+            else v_size
+        end;
+    end if;
     if in_full then
         memory.looked_at := clock_timestamp();
         memory.full_look_at := memory.looked_at + 20 * v_looking;

@@ -369,6 +369,7 @@ begin
     if not builder_score.begin_run('drain') then
         return;
     end if;
+    v_memory.batch_size := 50;      -- to begin with
     loop
         commit;
         set transaction isolation level read committed, read write;
@@ -477,6 +478,7 @@ begin
     -- So that monitoring tells the one long statement that is to be seen here from those that are not.
     perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
+    v_memory.batch_size := 50;      -- to begin with
     v_idle := 0;
     v_before := pg_catalog.clock_timestamp();
     loop

@@ -83,7 +83,7 @@ def test_what_is_not_as_at_first_is_marked(database: str, db: Connection[Any]) -
         "value": 100,
         "default": 500,
         "changed": True,
-        "meaning": "Users a worker takes in one transaction.",
+        "meaning": "Users that a worker takes in one transaction, at most.",
     }
     assert (data["debounce_window"]["value"], data["debounce_window"]["default"]) == (5400, 300)
 

@@ -358,6 +358,7 @@ create table builder_score.settings (
     one_row boolean primary key default true,
     debounce_window interval not null default '5 minutes',
     batch_size integer not null default 500,
+    batch_target interval not null default '0.05 seconds',
     workers integer not null default 1,
     poll_interval interval not null default '0.1 seconds',
     max_attempts integer not null default 5,
@@ -374,6 +375,8 @@ create table builder_score.settings (
         check (debounce_window >= '0 seconds' and debounce_window <= '1 day'),
     constraint "batch_size must be between 1 and 10000" check (batch_size between 1 and 10000),
     constraint "workers must be between 1 and 16" check (workers between 1 and 16),
+    constraint "batch_target must be between 1 ms and 10 seconds"
+        check (batch_target >= '0.001 seconds' and batch_target <= '10 seconds'),
     constraint "poll_interval must be between 20 ms and 1 second"
         check (poll_interval >= '0.02 seconds' and poll_interval <= '1 second'),
     constraint "max_attempts must be between 1 and 100" check (max_attempts between 1 and 100),
@@ -393,7 +396,8 @@ create table builder_score.settings (
 comment on table builder_score.settings is 'What a DBA may turn: one row. A change takes effect with the next batch.';
 comment on column builder_score.settings.one_row is 'Always true: keeps the table at one row.';
 comment on column builder_score.settings.debounce_window is 'Least time between two unforced recalculations of a user; 0 is off.';
-comment on column builder_score.settings.batch_size is 'Users a worker takes in one transaction.';
+comment on column builder_score.settings.batch_size is 'Users that a worker takes in one transaction, at most.';
+comment on column builder_score.settings.batch_target is 'How long a transaction of a worker''s is to take: it takes fewer users when it takes longer.';
 comment on column builder_score.settings.workers is 'Resident workers side by side, one connection each; after a change SELECT * FROM builder_score.schedule() again.';
 comment on column builder_score.settings.poll_interval is 'Longest nap of an idle worker: the first score after a pause is a little further away.';
 comment on column builder_score.settings.max_attempts is 'Failures in a row after which a user goes to score_dead_letter.';
@@ -728,12 +732,15 @@ create table builder_score.score_state (
     attempts integer not null default 0,
     retry_at timestamptz,
     first_failed_at timestamptz,
-    formula_stamp text
+    formula_stamp text,
+    rows_read bigint
 );
 
 create index score_state_retrying on builder_score.score_state (retry_at) where retry_at is not null;
+create index score_state_heavy on builder_score.score_state (user_id) where rows_read is not null;
 
 comment on index builder_score.score_state_retrying is 'Users in backoff, who are few.';
+comment on index builder_score.score_state_heavy is 'Users who are recalculated alone, who are few.';
 comment on table builder_score.score_state is 'Per user: the last recalculation and, while it fails, the backoff.';
 comment on column builder_score.score_state.user_id is 'The user; no foreign key, so that the host''s DDL and deletes stay its own.';
 comment on column builder_score.score_state.score is 'The score last computed, as written to users.builder_score; null before the first success.';
@@ -743,6 +750,9 @@ comment on column builder_score.score_state.attempts is 'Failures in a row.';
 comment on column builder_score.score_state.retry_at is 'Not before this moment, whatever is enqueued meanwhile.';
 comment on column builder_score.score_state.first_failed_at is 'First of the failures in a row.';
 comment on column builder_score.score_state.formula_stamp is 'formula_stamp() it was computed with.';
+comment on column builder_score.score_state.rows_read is
+    'Projects and collaborations that were read, where those were more than a thousand: such a user has a batch of their own. Else null, '
+    'so that a recalculation changes no column of an index.';
 
 create table builder_score.score_dead_letter (
     user_id builder_score.user_id primary key,
@@ -839,7 +849,8 @@ create type builder_score.run_memory as (
     looked_at timestamptz,
     full_look_at timestamptz,
     batch_size integer,
-    round_at timestamptz
+    round_at timestamptz,
+    others_until timestamptz
 );
 
 comment on type builder_score.run_memory is
@@ -850,7 +861,9 @@ comment on column builder_score.run_memory.marks is
 comment on column builder_score.run_memory.looked_at is 'When all was looked at from the start.';
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
 comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
-comment on column builder_score.run_memory.batch_size is 'Users in the next batch: settings.batch_size, or as many as settings.batch_target allows.';
+comment on column builder_score.run_memory.batch_size is 'Users in the next batch, by how long the last ones took; null: settings.batch_size, however long that takes.';
+comment on column builder_score.run_memory.others_until is
+    'After somebody had a batch of their own: for as long again it is the turn of those who need none.';
 
 create table builder_score.scheduled_jobs (
     cron_database name not null,
@@ -2169,6 +2182,7 @@ create function builder_score.choose_due(
     place integer default 0,
     places integer default 1,
     out user_ids builder_score.user_id[],
+    out first_of_them builder_score.user_id,
     out all_of_them boolean,
     out marks timestamptz[]
 ) returns record
@@ -2218,14 +2232,14 @@ begin
         order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
-    select coalesce(array_agg(distinct c.user_id), '{}'), count(*) < batch_size,
+    select coalesce(array_agg(distinct c.user_id), '{}'), (select f.user_id from chosen as f limit 1), count(*) < batch_size,
            -- Before the first that is there all is dead. Where there is none, a second is left to transactions that have
            -- appended and not yet committed; longer ones are found by the next look at everything.
            (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
             from (select p.priority, min(d.not_before) as first
                   from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
                   group by p.priority) as m)
-    into user_ids, all_of_them, marks
+    into user_ids, first_of_them, all_of_them, marks
     from chosen as c;
 end
 $function$;
@@ -2305,6 +2319,7 @@ set search_path = pg_catalog, pg_temp
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
+set plan_cache_mode = auto
 as $function$
 -- reads: host
 -- writes: users.builder_score
@@ -2342,6 +2357,7 @@ comment on function builder_score.write_scores(builder_score.user_id[], numeric[
 create function builder_score.fire_deferred_triggers() returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = auto
 as $function$
 -- reads: host
 -- writes: what the host's deferred triggers write
@@ -2364,8 +2380,10 @@ as $function$
 -- reads: nothing
 -- writes: NOTIFY builder_score_changed
 declare
-    v_id text;
-    v_part text := '';
+    v_json text[];
+    v_first integer := 1;
+    v_length integer;
+    v_total integer := 0;
 begin
     -- A listener that hangs fills the server's queue, and then every COMMIT with a NOTIFY fails. Caches
     -- have a time to live for such days; scores go on.
@@ -2377,19 +2395,25 @@ begin
         return;
     end if;
     -- A payload ends at 7,999 bytes.
-    foreach v_id in array user_ids loop
-        if octet_length(to_json(v_id)::text) + 20 > 7999 then    -- an id may be longer
-            perform pg_notify('builder_score_changed', '{"all": true}');
-            continue;
+    v_json := array(
+        select j.id
+        from (select to_json(u.id::text)::text as id from unnest(user_ids) as u(id)) as j
+        where octet_length(j.id) + 20 <= 7999       -- an id may be longer
+    );
+    if cardinality(v_json) < cardinality(user_ids) then
+        perform pg_notify('builder_score_changed', '{"all": true}');
+    end if;
+    for i in 1..cardinality(v_json) loop
+        v_length := octet_length(v_json[i]) + 2;
+        if v_total + v_length + 18 > 7999 then
+            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:i - 1], ', ')));
+            v_first := i;
+            v_total := 0;
         end if;
-        if octet_length(v_part) + octet_length(to_json(v_id)::text) + 20 > 7999 then
-            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
-            v_part := '';
-        end if;
-        v_part := v_part || case when v_part = '' then '' else ', ' end || to_json(v_id)::text;
+        v_total := v_total + v_length;
     end loop;
-    if v_part <> '' then
-        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', v_part));
+    if v_total > 0 then
+        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:], ', ')));
     end if;
 end
 $function$;
@@ -2397,11 +2421,75 @@ $function$;
 comment on function builder_score.notify_changed(builder_score.user_id[], integer) is
     'Tells listeners whose scores changed: {"user_ids": ["..."]}, in as many messages as it takes, or {"all": true}.';
 
+create function builder_score.heavy_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $function$
+-- reads: score_state
+-- writes: nothing
+begin
+    return array(select s.user_id from builder_score.score_state as s where s.user_id = any(heavy_users.user_ids) and s.rows_read is not null);
+end
+$function$;
+
+comment on function builder_score.heavy_users(builder_score.user_id[]) is
+    'Those of the users who had so many projects and collaborations that a recalculation takes as long as that of many others.';
+
+create function builder_score.write_states(
+    user_ids builder_score.user_id[],
+    scores numeric[],
+    many_rows bigint[],
+    computed_at timestamptz,
+    stamp text
+) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
+as $function$
+-- reads: nothing
+-- writes: score_state
+-- many_rows: null for most
+-- Updated where there is a row, which there nearly always is: an upsert would lock each row before it writes it. Nobody
+-- else inserts rows of these users, whom the caller has locked.
+#variable_conflict use_column
+declare
+    v_written bigint;
+begin
+    update builder_score.score_state as s
+    set score = w.score,
+        previous_score = case when s.score is distinct from w.score then s.score else s.previous_score end,
+        computed_at = write_states.computed_at,
+        formula_stamp = write_states.stamp,
+        rows_read = w.many_rows,
+        attempts = 0,
+        retry_at = null,
+        first_failed_at = null
+    from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+    where s.user_id = w.user_id;
+    get diagnostics v_written = row_count;
+    if v_written < cardinality(user_ids) then
+        insert into builder_score.score_state (user_id, score, computed_at, formula_stamp, rows_read)
+        select w.user_id, w.score, write_states.computed_at, write_states.stamp, w.many_rows
+        from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+        where not exists (select from builder_score.score_state as s where s.user_id = w.user_id);
+    end if;
+end
+$function$;
+
+comment on function builder_score.write_states(builder_score.user_id[], numeric[], bigint[], timestamptz, text) is
+    'Notes of each user that the score was computed, and whether that took many rows.';
+
 create function builder_score.score_users(
     user_ids builder_score.user_id[],
     row_ids bigint[],
+    row_users builder_score.user_id[] default null,
+    until timestamptz default null,
     out recalculated integer,
-    out changed integer
+    out changed integer,
+    out put_off integer
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -2411,54 +2499,82 @@ as $function$
 -- reads: host views, formula, score_state, settings
 -- writes: users.builder_score, score_state, score_dead_letter, score_recalc_queue, NOTIFY
 -- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
+-- row_users: whose the rows are; needed where users may be put off, who are left as they are, and their rows: those who
+-- are not computed when it is until, and those among others who turn out to need a batch of their own.
 -- One probe a row: left alone, the planner goes through tens of thousands of queue rows for those it is to delete.
 #variable_conflict use_column
 declare
     v_now constant timestamptz := clock_timestamp();
-    v_stamp constant text := builder_score.formula_stamp();
-    v_ids builder_score.user_id[];
-    v_scores numeric[];
-    v_changed_ids builder_score.user_id[];
-    v_changed_scores numeric[];
+    v_stamp constant text := builder_score.formula_stamp();      -- before what it is to vouch for is read
+    v_many constant bigint := 1000;
+    v_limit constant bigint := case when cardinality(user_ids) > 1 and row_users is not null then v_many end;
+    v_size constant integer := case when until is null or row_users is null then cardinality(user_ids) else 50 end;
+    v_piece builder_score.user_id[];
+    v_done integer := 0;
+    v_new record;
+    v_ids builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_scores numeric[] := array[]::numeric[];
+    v_many_rows bigint[] := array[]::bigint[];
+    v_heavy builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_changed_ids builder_score.user_id[] := array[]::builder_score.user_id[];
+    v_changed_scores numeric[] := array[]::numeric[];
 begin
-    select array_agg(c.user_id), array_agg(c.stored),
-           coalesce(array_agg(c.user_id) filter (where c.differs), '{}'),
-           coalesce(array_agg(c.stored) filter (where c.differs), '{}')
-    into v_ids, v_scores, v_changed_ids, v_changed_scores
-    from (
-        select k.user_id, r.stored, u.builder_score::numeric is distinct from r.stored as differs
-        from builder_score.compute(score_users.user_ids, array_fill(v_now, array[cardinality(score_users.user_ids)])) as k
-        cross join lateral (select round(k.score, h.score_decimals) as stored from builder_score.host as h) as r
-        cross join lateral (select x.builder_score from builder_score.host_users as x where x.id = k.user_id limit 1) as u
-    ) as c;
-    recalculated := coalesce(cardinality(v_ids), 0);
+    while v_done < cardinality(user_ids) loop
+        v_piece := user_ids[v_done + 1:v_done + v_size];
+        select coalesce(array_agg(c.user_id) filter (where c.score is not null), '{}') as ids,
+               coalesce(array_agg(c.score) filter (where c.score is not null), '{}') as scores,
+               coalesce(array_agg(c.many_rows) filter (where c.score is not null), '{}') as many_rows,
+               coalesce(array_agg(c.user_id) filter (where c.score is null), '{}') as heavy,
+               coalesce(array_agg(c.user_id) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_ids,
+               coalesce(array_agg(c.score) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_scores
+        into v_new
+        from (
+            select k.user_id, k.stored, round(k.score, h.score_decimals) as score,
+                   case when k.rows_read > v_many then k.rows_read end as many_rows
+            from builder_score.compute(v_piece, array_fill(v_now, array[cardinality(v_piece)]), v_limit) as k
+            cross join builder_score.host as h
+        ) as c;
+        v_ids := v_ids || v_new.ids::builder_score.user_id[];
+        v_scores := v_scores || v_new.scores;
+        v_many_rows := v_many_rows || v_new.many_rows;
+        v_heavy := v_heavy || v_new.heavy::builder_score.user_id[];
+        v_changed_ids := v_changed_ids || v_new.changed_ids::builder_score.user_id[];
+        v_changed_scores := v_changed_scores || v_new.changed_scores;
+        v_done := v_done + cardinality(v_piece);
+        exit when clock_timestamp() > until;
+    end loop;
+    recalculated := cardinality(v_ids);
     changed := cardinality(v_changed_ids);
+    put_off := cardinality(user_ids) - v_done + cardinality(v_heavy);
 
     -- An unchanged score is never written: the index on it would make every write a non-HOT update.
     if changed > 0 then
         perform builder_score.write_scores(v_changed_ids, v_changed_scores);
         perform builder_score.notify_changed(v_changed_ids, (select s.notify_max_ids from builder_score.settings as s));
     end if;
-
-    insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp)
-    select w.user_id, w.score, v_now, v_stamp
-    from unnest(v_ids, v_scores) as w(user_id, score)
-    on conflict (user_id) do update
-    set score = excluded.score,
-        previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
-        computed_at = excluded.computed_at,
-        formula_stamp = excluded.formula_stamp,
-        attempts = 0,
-        retry_at = null,
-        first_failed_at = null;
+    perform builder_score.write_states(v_ids, v_scores, v_many_rows, v_now, v_stamp);
 
     delete from builder_score.score_dead_letter as d where d.user_id = any(v_ids);
-    delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
+    if put_off = 0 then
+        delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
+    else
+        delete from builder_score.score_recalc_queue as q
+        where q.id = any(array(
+            select r.row_id
+            from unnest(score_users.row_ids, score_users.row_users) as r(row_id, user_id)
+            where r.user_id in (select d.user_id from unnest(user_ids[:v_done]) as d(user_id))
+              and r.user_id not in (select h.user_id from unnest(v_heavy) as h(user_id))
+        ));
+        insert into builder_score.score_state as s (user_id, rows_read)
+        select h.user_id, v_many + 1 from unnest(v_heavy) as h(user_id)
+        on conflict (user_id) do update set rows_read = excluded.rows_read;
+    end if;
 end
 $function$;
 
-comment on function builder_score.score_users(builder_score.user_id[], bigint[]) is
-    'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows.';
+comment on function builder_score.score_users(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+    'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows, '
+    'but for those of users whom it puts off.';
 
 -- When a batch cannot take a user now, or cannot score one; and what waits by a clock that was set back.
 -- reads: settings, score_recalc_queue, score_state, host, worker_status
@@ -2790,8 +2906,10 @@ create function builder_score.score_or_split(
     row_users builder_score.user_id[],
     split_until timestamptz,
     known_code text default null,
+    until timestamptz default null,
     out recalculated integer,
     out changed integer,
+    out put_off integer,
     out failed integer,
     out passes integer,
     out last_error text
@@ -2802,6 +2920,7 @@ as $function$
 -- reads: what score_users() reads
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
+-- until: when a whole batch is to stop; its parts, after a failure, do not.
 -- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
     v_code text := known_code;
@@ -2818,8 +2937,8 @@ begin
     if known_code is null or cardinality(user_ids) = 1 then
         passes := 1;
         begin
-            select s.recalculated, s.changed into recalculated, changed
-            from builder_score.score_users(user_ids, row_ids) as s;
+            select s.recalculated, s.changed, s.put_off into recalculated, changed, put_off
+            from builder_score.score_users(user_ids, row_ids, row_users, until) as s;
             perform builder_score.fire_deferred_triggers();
             return;
         exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
@@ -2830,6 +2949,7 @@ begin
 
     recalculated := 0;
     changed := 0;
+    put_off := 0;
     if cardinality(user_ids) = 1 then
         failed := builder_score.is_users_fault(v_code)::integer;
         perform builder_score.record_failure(user_ids[1], row_ids, v_code, v_message);
@@ -2860,6 +2980,7 @@ begin
         v_other_is_fine := v_part.last_error is null and builder_score.is_users_fault(v_code);
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
+        put_off := put_off + v_part.put_off;
         failed := failed + v_part.failed;
         passes := passes + v_part.passes;
         last_error := coalesce(v_part.last_error, last_error);
@@ -2867,7 +2988,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 
@@ -2936,9 +3057,12 @@ create function builder_score.run_batch(
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, host, worker_status, NOTIFY
+-- For a batch of few people planning would take longer than all the rest. (write_scores() leaves the host's triggers
+-- their plans.)
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
@@ -2956,6 +3080,11 @@ declare
     v_look_began timestamptz;
     v_expanded record;
     v_chosen record;
+    v_size integer;
+    v_projects integer;
+    v_until timestamptz;
+    v_heavy builder_score.user_id[];
+    v_alone boolean;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -2986,8 +3115,17 @@ begin
     exhausted := true;
     -- What is before the marks is looked at, too, as often as it takes no more than a twentieth of the time: with nothing
     -- dead in front of what is due, nearly always. Marks in the future are from before the clock was set back.
+    if v_began < any(memory.marks) then
+        memory.others_until := null;
+    end if;
     in_full := coalesce(v_began not between memory.looked_at and memory.full_look_at or v_began < any(memory.marks), true);
     v_since := case when not in_full then memory.marks end;
+    v_size := least(v_settings.batch_size, coalesce(memory.batch_size, v_settings.batch_size));
+    v_projects := 20 * v_settings.batch_size;
+    if memory.batch_size is not null then
+        v_until := v_began + v_settings.batch_target;
+        v_projects := 2 * v_size;
+    end if;
 
     <<protected>>
     begin
@@ -3007,11 +3145,16 @@ begin
             end if;
         end if;
         v_look_began := clock_timestamp();
-        select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+        select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
         v_looking := clock_timestamp() - v_look_began;
         memory.marks := array[null, null, null, v_expanded.mark];
         chosen := chosen + v_expanded.taken;
-        exhausted := v_expanded.taken < 20 * v_settings.batch_size;
+        exhausted := v_expanded.taken < v_projects;
+        -- Before anybody is locked, and every other time at most: projects may come as fast as they are taken.
+        if clock_timestamp() > v_until and v_expanded.taken > 0 and v_number % 2 = 0 then
+            exhausted := false;
+            exit protected;
+        end if;
         begin
             resume_at := builder_score.advance_backfill();
         exception when others then
@@ -3020,7 +3163,7 @@ begin
         loop
             v_look_began := clock_timestamp();
             select c.* into v_chosen
-            from builder_score.choose_due(v_settings.batch_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
+            from builder_score.choose_due(v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
             if memory.marks[1] is null then     -- later looks pass people over
                 memory.marks := v_chosen.marks || memory.marks[4];
                 v_looking := v_looking + (clock_timestamp() - v_look_began);
@@ -3031,8 +3174,26 @@ begin
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
+            -- Whoever takes as long as many others is alone in a batch, so that nobody is held with them. In their turn
+            -- they come, and then for as long it is the turn of the others, where there are any.
+            v_alone := false;
+            v_heavy := builder_score.heavy_users(v_due);
+            if cardinality(v_heavy) > 0 then
+                exhausted := false;
+                v_unlocked := array(select d.id from unnest(v_due) as d(id) where d.id not in (select h.id from unnest(v_heavy) as h(id)));
+                if v_chosen.first_of_them = any(v_heavy) and v_began >= coalesce(memory.others_until, '-infinity')
+                   or cardinality(v_unlocked) = 0 and (v_all or cardinality(v_passed_over) >= 20 * v_settings.batch_size) then
+                    v_alone := true;
+                    v_due := array[case when v_chosen.first_of_them = any(v_heavy) then v_chosen.first_of_them else v_heavy[1] end];
+                elsif cardinality(v_unlocked) = 0 then
+                    v_passed_over := (v_passed_over || v_heavy)::builder_score.user_id[];
+                    continue;
+                else
+                    v_due := v_unlocked;
+                end if;
+            end if;
             -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
-            select e.* into v_expanded from builder_score.expand_projects(20 * v_settings.batch_size, v_since[4]) as e;
+            select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
             memory.marks[4] := least(memory.marks[4], v_expanded.mark);
             chosen := chosen + v_expanded.taken;
 
@@ -3064,7 +3225,7 @@ begin
         with candidate as (
             select c.user_id,
                    l.user_id is not null as locked,
-                   p.present is not null as present,
+                   coalesce(p.present, l.user_id is not null) as present,
                    greatest(
                        q.not_before,
                        -- a window that opened in the future: the clock was set back
@@ -3079,7 +3240,8 @@ begin
                 select x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
             ) as s on true
             left join lateral (
-                select true as present from builder_score.host_users as u where u.id = c.user_id limit 1
+                -- who is locked is there
+                select true as present from builder_score.host_users as u where u.id = c.user_id and l.user_id is null limit 1
             ) as p on true
             cross join lateral (
                 select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
@@ -3125,7 +3287,9 @@ begin
             select s.* into v_scored
             from builder_score.score_or_split(
                 v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
-                clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2)) as s;
+                clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2),
+                until => v_until) as s;
+            exhausted := exhausted and v_scored.put_off = 0;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
             failed := v_scored.failed;
@@ -3160,6 +3324,16 @@ begin
         v_error := trouble;
     end protected;
 
+    if v_alone and recalculated > 0 then
+        memory.others_until := clock_timestamp() + (clock_timestamp() - v_began);
+    elsif memory.batch_size is not null and recalculated > 0 then
+        memory.batch_size := case
+            when clock_timestamp() > v_began + 1.5 * v_settings.batch_target then greatest(v_size / 2, 1)
+            when clock_timestamp() < v_began + 0.75 * v_settings.batch_target and not v_all
+                then least(v_size + v_size / 4 + 1, v_settings.batch_size)
+            else v_size
+        end;
+    end if;
     if in_full then
         memory.looked_at := clock_timestamp();
         memory.full_look_at := memory.looked_at + 20 * v_looking;
@@ -3574,6 +3748,7 @@ begin
     if not builder_score.begin_run('drain') then
         return;
     end if;
+    v_memory.batch_size := 50;      -- to begin with
     loop
         commit;
         set transaction isolation level read committed, read write;
@@ -3682,6 +3857,7 @@ begin
     -- So that monitoring tells the one long statement that is to be seen here from those that are not.
     perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
+    v_memory.batch_size := 50;      -- to begin with
     v_idle := 0;
     v_before := pg_catalog.clock_timestamp();
     loop

@@ -23,6 +23,7 @@ from pyscore.errors import BadArgumentError, PyscoreError
 NAMES = (
     "debounce_window",
     "batch_size",
+    "batch_target",
     "workers",
     "poll_interval",
     "max_attempts",
