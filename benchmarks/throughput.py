@@ -184,7 +184,7 @@ def _wait_for(db: Connection[Any], workers: CeleryWorkers, people: Sequence[UUID
 def run(scale: Scale) -> Report:
     people = scale.pick(smoke=300, quick=20_000, ordinary=100_000)
     few = scale.pick(smoke=20, quick=500, ordinary=1_000)
-    rounds = scale.pick(smoke=1, quick=2, ordinary=3)
+    rounds = scale.pick(smoke=2, quick=2, ordinary=3)
     with servers.server(scale, autovacuum=False) as cluster:
         sides = Sides(cluster, people, few)
         rates = alternate(

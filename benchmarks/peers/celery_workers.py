@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 from uuid import UUID
 
+import celery  # pyright: ignore[reportMissingTypeStubs]
 import redis
 
 from benchmarks.peers import celery_tasks
@@ -34,7 +35,8 @@ class CeleryWorkers:
 
     def __init__(self, database: str, broker: str, *, processes: int = PROCESSES) -> None:
         self._redis = cast(Any, redis.Redis).from_url(broker)
-        celery_tasks.app.conf.broker_url = broker
+        # A sender of its own: an application's pools would keep to the broker that they knew first.
+        self._sender = cast(Any, celery).Celery(broker=broker)
         variables = {celery_tasks.BROKER: broker, celery_tasks.DATABASE: database}
         self._log = tempfile.NamedTemporaryFile(prefix="pyscore-celery-", suffix=".log")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -73,21 +75,22 @@ class CeleryWorkers:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._sender.close()
         self._redis.close()
         self._log.close()
 
     def delay(self, user_ids: Iterable[UUID]) -> None:
-        """Send one task a user, as an application does."""
+        """Send one task a user, as `recalculate.delay(user_id)` does."""
         for user_id in user_ids:
-            celery_tasks.recalculate.delay(str(user_id))
+            self._sender.send_task(celery_tasks.recalculate.name, [str(user_id)])
 
     def hold(self) -> None:
         """Let tasks queue up."""
-        celery_tasks.app.control.cancel_consumer(QUEUE, reply=True, timeout=PATIENCE_S, limit=1)
+        self._sender.control.cancel_consumer(QUEUE, reply=True, timeout=PATIENCE_S, limit=1)
 
     def go_on(self) -> None:
         """Take what has queued up, and what comes."""
-        celery_tasks.app.control.add_consumer(QUEUE, reply=True, timeout=PATIENCE_S, limit=1)
+        self._sender.control.add_consumer(QUEUE, reply=True, timeout=PATIENCE_S, limit=1)
 
     def queued(self) -> int:
         """How many tasks no process has taken yet."""
@@ -97,6 +100,6 @@ class CeleryWorkers:
 
     def _wait_for_answer(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while not celery_tasks.app.control.ping(timeout=0.5, limit=1):
+        while not self._sender.control.ping(timeout=0.5, limit=1):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"celery did not start:\n{Path(self._log.name).read_text()}")
