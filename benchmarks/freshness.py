@@ -148,6 +148,7 @@ def _play_theirs(
 ) -> Round:
     client = cast(Any, redis.Redis).from_url(broker)
     serving = int(client.info()["process_id"])
+    client.flushall()  # what the last round may have left undone
     client.close()
     with CeleryWorkers(cluster.conninfo(THEIRS), broker) as workers:
         processes = {"Celery": workers.pid, "Redis": serving}
