@@ -185,6 +185,7 @@ create function builder_score.fire_deferred_triggers() returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = auto
+set enable_seqscan = on
 as $function$
 -- reads: host
 -- writes: what the host's deferred triggers write
@@ -272,37 +273,25 @@ create function builder_score.write_states(
 ) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set enable_hashjoin = off
-set enable_mergejoin = off
-set enable_seqscan = off
 as $function$
 -- reads: nothing
 -- writes: score_state
 -- many_rows: null for most
--- Updated where there is a row, which there nearly always is: an upsert would lock each row before it writes it. Nobody
--- else inserts rows of these users, whom the caller has locked.
+-- An upsert, whatever a lock record costs: a join may be planned while the table is empty, and is kept as it fills.
 #variable_conflict use_column
-declare
-    v_written bigint;
 begin
-    update builder_score.score_state as s
-    set score = w.score,
-        previous_score = case when s.score is distinct from w.score then s.score else s.previous_score end,
-        computed_at = write_states.computed_at,
-        formula_stamp = write_states.stamp,
-        rows_read = w.many_rows,
+    insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp, rows_read)
+    select w.user_id, w.score, write_states.computed_at, write_states.stamp, w.many_rows
+    from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+    on conflict (user_id) do update
+    set score = excluded.score,
+        previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
+        computed_at = excluded.computed_at,
+        formula_stamp = excluded.formula_stamp,
+        rows_read = excluded.rows_read,
         attempts = 0,
         retry_at = null,
-        first_failed_at = null
-    from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
-    where s.user_id = w.user_id;
-    get diagnostics v_written = row_count;
-    if v_written < cardinality(user_ids) then
-        insert into builder_score.score_state (user_id, score, computed_at, formula_stamp, rows_read)
-        select w.user_id, w.score, write_states.computed_at, write_states.stamp, w.many_rows
-        from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
-        where not exists (select from builder_score.score_state as s where s.user_id = w.user_id);
-    end if;
+        first_failed_at = null;
 end
 $function$;
 

@@ -17,11 +17,12 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
 as $function$
 -- reads: settings, score_recalc_queue, score_state, host, host views
 -- writes: users.builder_score, score_recalc_queue, score_state, score_dead_letter, backfill, host, worker_status, NOTIFY
 -- For a batch of few people planning would take longer than all the rest. (write_scores() leaves the host's triggers
--- their plans.)
+-- their plans.) What is planned while a table is empty is kept as it fills: so no scans.
 -- chosen: how much it did something about (not: what is in the hands of another worker, which will finish it);
 -- resume_at: when a throttled backfill goes on, null without one;
 -- trouble: why it could do nothing at all
