@@ -248,7 +248,8 @@ RESET = """
     update builder_score.worker_status set last_error = null, recalculated = 0, failed = 0;
     update builder_score.host set walk_again_after = null where walk_again_after is not null;
     update builder_score.settings
-    set debounce_window = '0', lock_timeout = '10 s', backfill_per_second = 1000000, paused = false
+    set debounce_window = '0', lock_timeout = '10 s', batch_target = '10 s',
+        backfill_per_second = 1000000, paused = false
 """
 
 

@@ -90,7 +90,7 @@ STAGE = """
         delete from history.poisoned;
         update builder_score.settings
         set debounce_window = '0', batch_size = 500, workers = 2, max_attempts = 3,
-            lock_timeout = '10ms',
+            lock_timeout = '10ms', batch_target = '10 s',
             retry_base = '5 minutes', retry_cap = '5 minutes', paused = false;
         update builder_score.signals as s set max_points = k.max_points
         from history.signals as k where k.signal = s.signal;
