@@ -18,10 +18,12 @@ def seems_idle(
     `whole`: when its next whole round is due.
     """
     query = """
-        select builder_score.seems_idle(row(
-            array_fill(now.t + make_interval(secs => %s - 1), array[4]),
-            now.t + make_interval(secs => %s), now.t + make_interval(secs => %s), 500,
-            now.t + make_interval(secs => %s))::builder_score.run_memory)
+        select builder_score.seems_idle(jsonb_populate_record(
+            null::builder_score.run_memory, jsonb_build_object(
+            'marks', array_fill(now.t + make_interval(secs => %s - 1), array[4]),
+            'looked_at', now.t + make_interval(secs => %s),
+            'full_look_at', now.t + make_interval(secs => %s),
+            'round_at', now.t + make_interval(secs => %s))))
         from (select clock_timestamp() as t) as now
     """
     return one(db, query, looked, looked, full, whole)
