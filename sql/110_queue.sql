@@ -12,6 +12,11 @@ create table builder_score.score_recalc_queue (
     -- No check: PostgreSQL parses it anew for every INSERT, and the application's transaction waits for that. Who may
     -- insert is enqueue(), which checks, and functions that know what they append.
     constraint score_recalc_queue_pkey primary key (id)
+) with (
+    -- All rows die: the end of the file is often empty, and vacuum would give it back under ACCESS EXCLUSIVE, for which the
+    -- application waits, and readers on a standby are cancelled. Nor does it pay to look after rows that only came.
+    vacuum_truncate = off,
+    autovacuum_vacuum_insert_threshold = -1
 );
 
 create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)

@@ -11,6 +11,10 @@ create table builder_score.score_state (
     first_failed_at timestamptz,
     formula_stamp text,
     rows_read bigint
+) with (
+    -- Who were first computed together share pages, and a walk over everyone updates all of a page in one transaction:
+    -- with room for each once more that moves nobody to another page, and writes to no index.
+    fillfactor = 50
 );
 
 create index score_state_retrying on builder_score.score_state (retry_at) where retry_at is not null;

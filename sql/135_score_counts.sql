@@ -9,7 +9,12 @@ create table builder_score.score_counts (
     stands_for pg_snapshot,
     written_by xid,
     constraint score_counts_pkey primary key (appended_by, id)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+) with (
+    -- Applications read it for a rank, and would wait for a vacuum that gives back the end of the file.
+    vacuum_truncate = off,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 500
+);
 
 create index score_counts_sum on builder_score.score_counts (appended_by) where stands_for is not null;
 

@@ -448,6 +448,11 @@ create table builder_score.score_recalc_queue (
     -- No check: PostgreSQL parses it anew for every INSERT, and the application's transaction waits for that. Who may
     -- insert is enqueue(), which checks, and functions that know what they append.
     constraint score_recalc_queue_pkey primary key (id)
+) with (
+    -- All rows die: the end of the file is often empty, and vacuum would give it back under ACCESS EXCLUSIVE, for which the
+    -- application waits, and readers on a standby are cancelled. Nor does it pay to look after rows that only came.
+    vacuum_truncate = off,
+    autovacuum_vacuum_insert_threshold = -1
 );
 
 create index score_recalc_queue_due on builder_score.score_recalc_queue (priority, not_before)
@@ -734,6 +739,10 @@ create table builder_score.score_state (
     first_failed_at timestamptz,
     formula_stamp text,
     rows_read bigint
+) with (
+    -- Who were first computed together share pages, and a walk over everyone updates all of a page in one transaction:
+    -- with room for each once more that moves nobody to another page, and writes to no index.
+    fillfactor = 50
 );
 
 create index score_state_retrying on builder_score.score_state (retry_at) where retry_at is not null;
@@ -964,7 +973,12 @@ create table builder_score.score_counts (
     stands_for pg_snapshot,
     written_by xid,
     constraint score_counts_pkey primary key (appended_by, id)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+) with (
+    -- Applications read it for a rank, and would wait for a vacuum that gives back the end of the file.
+    vacuum_truncate = off,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 500
+);
 
 create index score_counts_sum on builder_score.score_counts (appended_by) where stands_for is not null;
 
