@@ -52,8 +52,9 @@ def say_what_next(stage: Stage, person: str) -> None:
         f"  {pyscore} explain {person}",
         f"  {pyscore} status",
         f"  {pyscore} recompute {person}",
-        "Write users, projects and project_collaborators as you like: a score follows in a fifth",
-        f"of a second, or when the person's debounce window ({_window(stage)} here) closes.",
+        "Write users, projects and project_collaborators as you like: a score",
+        "follows in a fifth of a second, or when the person's debounce window",
+        f"({_window(stage)} here) closes.",
     ]
     worker = stage.worker
     if isinstance(worker, WorkerProcess) and worker.process is not None:
