@@ -243,34 +243,6 @@ $function$;
 
 comment on function builder_score.changed_condition(name, name[]) is 'Part of attach(): a trigger''s WHEN, over those of the columns that the host has.';
 
-create function builder_score.changes_rows_before(host_table regclass) returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $function$
-    -- 1 row, 2 before, 16 update; on partitions too, which may have some of their own
-    select exists (
-        select from pg_trigger as t
-        where t.tgtype & 19 = 19
-          and t.tgrelid in (select changes_rows_before.host_table union all select p.relid from pg_partition_tree(changes_rows_before.host_table) as p));
-$function$;
-
-comment on function builder_score.changes_rows_before(regclass) is
-    'Whether the host has a BEFORE UPDATE trigger on a table, which may change columns that an UPDATE does not name.';
-
-create function builder_score.update_of(table_name name, column_names name[]) returns text
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $function$
-    -- PostgreSQL parses a WHEN anew for every statement that updates a row, a fifth of a small one's time. The list of
-    -- columns is looked at before, for nothing; it goes by what the statement sets, so it serves where nothing else sets any.
-    select case when builder_score.changes_rows_before(builder_score.host_table(update_of.table_name)) then 'update'
-                else 'update of ' || string_agg(format('%I', c.name), ', ' order by c.place) end
-    from unnest(column_names) with ordinality as c(name, place)
-    where builder_score.host_column_type(update_of.table_name, c.name) is not null;
-$function$;
-
-comment on function builder_score.update_of(name, name[]) is 'Part of attach(): a trigger''s event, which names those of the columns that the host has, where that is safe.';
-
 create function builder_score.needed_triggers()
 returns table (host_table regclass, trigger_name name, definition text, comment text)
 language plpgsql stable
@@ -304,16 +276,16 @@ begin
                  null, v_function || format('_after_delete(%s)', v_project_too), 'Appends the deleted rows'' people to the queue.'),
                 ('truncate', v_table, 'truncate', 'for each statement',
                  null, 'host_truncated()', 'Appends one row that stands for everyone.'),
-                ('profile', 'users', builder_score.update_of('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']), 'for each row',
+                ('profile', 'users', 'update', 'for each row',
                  builder_score.changed_condition('users', array['id', 'avatar_url', 'headline', 'bio', 'primary_role', 'timezone', 'contact_links', 'created_at']),
                  'users_after_update(''profile changed'')', 'Appends the user when a profile field or created_at really changes.'),
-                ('overwritten', 'users', case when builder_score.changes_rows_before(host_table) then 'update' else 'update of builder_score' end, 'for each row',
+                ('overwritten', 'users', 'update', 'for each row',
                  format('old.builder_score is distinct from new.builder_score and (current_user <> %L or current_setting(''builder_score.writing'', true) is distinct from pg_trigger_depth()::text)', builder_score.owner_role()),
                  'users_after_update(''score overwritten'')', 'Appends the user when anyone but our writer writes builder_score.'),
-                ('update', 'projects', builder_score.update_of('projects', array['id', 'owner_id', 'status', 'github_stars', 'impact_metrics']), 'for each row',
+                ('update', 'projects', 'update', 'for each row',
                  builder_score.changed_condition('projects', array['id', 'owner_id', 'status', 'github_stars', 'impact_metrics']),
                  'projects_after_update()', 'Appends the owner, or both owners and the project, when something that counts really changes.'),
-                ('update', 'project_collaborators', builder_score.update_of('project_collaborators', array['project_id', 'user_id', 'status']), 'for each row',
+                ('update', 'project_collaborators', 'update', 'for each row',
                  builder_score.changed_condition('project_collaborators', array['project_id', 'user_id', 'status']),
                  'collaborators_after_update()', 'Appends both sides when a collaboration is confirmed, ends, or moves.')
             ) as t(name, table_name, event, level, condition, function_call, comment)
