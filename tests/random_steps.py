@@ -8,6 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from tests import oracle
+from tests.inputs import (
+    AGES,
+    COLLABORATION_STATUSES,
+    LINKS,
+    METRICS,
+    PROJECT_STATUSES,
+    STARS,
+    TEXTS,
+)
 from tests.model import DAY, Collaboration, Project, Row, Transaction, User
 from tests.promises import HOUR, History
 from tests.stage import IDS, PROJECTS, SESSIONS, USERS
@@ -15,30 +24,10 @@ from tests.statements import run
 
 LEVEL = st.sampled_from(["read committed", "repeatable read", "serializable"])
 
-# What people type, and what they should not.
-WORDS = st.sampled_from([None, "", " \t\n", "\u3000", "x", " x ", "\x01"])
-LINKS = st.sampled_from(["{}", "[]", "null", '"x"', '["x"]', '{"web": "x"}', '{"": null}'])
-PROJECT_STATUS = st.sampled_from(["in_progress", "shipped", "shipped", "archived", "SHIPPED", ""])
-STATUS = st.sampled_from(["confirmed", "confirmed", "confirmed", "pending", "declined"])
-STARS = st.one_of(st.integers(-3, 50), st.just(2**31 - 1))
-VALUES = st.one_of(
-    st.integers(-5, 5000).map(str),
-    st.sampled_from(["12.5", '"12"', '"12.5"', '" 12 "', '"1.2k"', '"1e5"', "true", "null"]),
-    st.sampled_from(["[9]", '{"users": 9}', "1e-400", "1e400", '"' + "9" * 401 + '"']),
-)
-METRICS = st.one_of(
-    st.sampled_from(["{}", "[]", "null", "9"]),
-    st.dictionaries(st.sampled_from(["downloads", "users"]), VALUES, max_size=2).map(
-        lambda metrics: (
-            "{" + ", ".join(f'"{key}": {value}' for key, value in sorted(metrics.items())) + "}"
-        )
-    ),
-)
 EDIT = st.one_of(
-    *[st.tuples(st.just(field), WORDS) for field in oracle.TEXT_FIELDS],
+    *[st.tuples(st.just(field), TEXTS) for field in oracle.TEXT_FIELDS],
     st.tuples(st.just("contact_links"), LINKS),
 )
-AGES = st.one_of(st.integers(-2, 800), st.just(36_500))
 WHO = st.sampled_from(USERS)
 WHICH = st.sampled_from(PROJECTS)
 SESSION = st.sampled_from(SESSIONS)
@@ -101,7 +90,7 @@ class Steps(History):
     def _seen(self, session: str) -> Transaction:
         return self.open.get(session) or Transaction(self.app, None, None)
 
-    @rule(session=SESSION, who=WHO, bio=WORDS, role=WORDS, links=LINKS, age=AGES)
+    @rule(session=SESSION, who=WHO, bio=TEXTS, role=TEXTS, links=LINKS, age=AGES)
     def sign_up(
         self, session: str, who: str, bio: str | None, role: str | None, links: str, age: int
     ) -> None:
@@ -165,7 +154,12 @@ class Steps(History):
                 transaction.remove(user)
 
     @rule(
-        session=SESSION, which=WHICH, owner=WHO, status=PROJECT_STATUS, stars=STARS, metrics=METRICS
+        session=SESSION,
+        which=WHICH,
+        owner=WHO,
+        status=PROJECT_STATUSES,
+        stars=STARS,
+        metrics=METRICS,
     )
     def start_project(
         self, session: str, which: str, owner: str, status: str, stars: int, metrics: str
@@ -181,7 +175,7 @@ class Steps(History):
             *(IDS[which], IDS[owner], which, status, stars, metrics),
         )
 
-    @rule(session=SESSION, which=WHICH, status=PROJECT_STATUS, stars=STARS, metrics=METRICS)
+    @rule(session=SESSION, which=WHICH, status=PROJECT_STATUSES, stars=STARS, metrics=METRICS)
     def edit_project(self, session: str, which: str, status: str, stars: int, metrics: str) -> None:
         project = self._seen(session).project(which)
         self._write(
@@ -196,7 +190,7 @@ class Steps(History):
         for number in stars:
             self.edit_project("direct", which, "shipped", number, "{}")
 
-    @rule(session=SESSION, status=PROJECT_STATUS)
+    @rule(session=SESSION, status=PROJECT_STATUSES)
     def move_all_projects(self, session: str, status: str) -> None:
         with self.writing(session) as (transaction, connection):
             connection.execute("update projects set status = %s", [status])
@@ -219,7 +213,7 @@ class Steps(History):
             if project := transaction.project(which):
                 transaction.remove(project)
 
-    @rule(session=SESSION, which=WHICH, who=WHO, status=STATUS)
+    @rule(session=SESSION, which=WHICH, who=WHO, status=COLLABORATION_STATUSES)
     def invite(self, session: str, which: str, who: str, status: str) -> None:
         seen = self._seen(session)
         if seen.collaboration(which, who) or not (seen.project(which) and seen.user(who)):
@@ -231,7 +225,7 @@ class Steps(History):
             *(IDS[which], IDS[who], status),
         )
 
-    @rule(session=SESSION, which=WHICH, who=WHO, status=STATUS)
+    @rule(session=SESSION, which=WHICH, who=WHO, status=COLLABORATION_STATUSES)
     def answer(self, session: str, which: str, who: str, status: str) -> None:
         collaboration = self._seen(session).collaboration(which, who)
         self._write(

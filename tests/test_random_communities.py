@@ -15,32 +15,21 @@ from psycopg import Connection, sql
 from pyscore.cluster import PrivateCluster
 from tests.community import add_user, configure, drain, insert
 from tests.conftest import janitor
+from tests.inputs import (
+    AGES,
+    COLLABORATION_STATUSES,
+    LINKS,
+    METRICS,
+    PROJECT_STATUSES,
+    STARS,
+    TEXTS,
+)
 from tests.oracle import assert_all_right
 
 Db = Connection[Any]
 
 NAMES = itertools.count()
 
-# What people type, and what they should not.
-BLANK_OR_FILLED = st.sampled_from([None, "", " ", "\t\n", "\u3000", "x", " x ", "\x01"])
-LINKS = st.sampled_from(["{}", "[]", "null", '"x"', '["x"]', '{"web": "x"}', '{"": null}'])
-PROJECT_STATUS = st.sampled_from(["in_progress", "shipped", "shipped", "archived", "SHIPPED", ""])
-COLLABORATION_STATUS = st.sampled_from(
-    ["confirmed", "pending", "confirmed", "declined", "confirmed"]
-)
-STARS = st.one_of(st.integers(-3, 50), st.just(2**31 - 1))
-VALUES = st.one_of(
-    st.integers(-5, 5000).map(str),
-    st.sampled_from(["12.5", '"12"', '"12.5"', '" 12 "', '"1.2k"', '"1e5"', "true", "null"]),
-    st.sampled_from(["[9]", '{"users": 9}', "1e-400", "1e400", '"' + "9" * 401 + '"']),
-)
-METRICS = st.one_of(
-    st.sampled_from(["{}", "[]", "null", "9"]),
-    st.dictionaries(st.sampled_from(["users", "downloads"]), VALUES, max_size=2).map(
-        lambda metrics: "{" + ", ".join(f'"{key}": {value}' for key, value in metrics.items()) + "}"
-    ),
-)
-AGES = st.one_of(st.integers(-2, 800), st.just(36_500))
 # Which of the rows there are: the n-th, counted round and round.
 NTH = st.sampled_from(range(12))
 
@@ -142,21 +131,21 @@ def pick(db: Db, table: LiteralString, nth: int) -> UUID | None:
     return row[0] if row else None
 
 
-COLLABORATE = st.tuples(st.just(collaborate), NTH, NTH, COLLABORATION_STATUS)
+COLLABORATE = st.tuples(st.just(collaborate), NTH, NTH, COLLABORATION_STATUSES)
 TRANSFER = st.tuples(st.just(transfer), NTH, NTH)
 MOVE = st.tuples(st.just(move_collaboration), NTH, NTH, NTH)
-ADD_PERSON = st.tuples(st.just(add_person), BLANK_OR_FILLED, BLANK_OR_FILLED, LINKS, AGES)
-START_PROJECT = st.tuples(st.just(start_project), NTH, PROJECT_STATUS, STARS, METRICS)
+ADD_PERSON = st.tuples(st.just(add_person), TEXTS, TEXTS, LINKS, AGES)
+START_PROJECT = st.tuples(st.just(start_project), NTH, PROJECT_STATUSES, STARS, METRICS)
 OTHER_WRITES = (
     ADD_PERSON,
     START_PROJECT,
-    st.tuples(st.just(edit_person), NTH, BLANK_OR_FILLED, BLANK_OR_FILLED, LINKS),
+    st.tuples(st.just(edit_person), NTH, TEXTS, TEXTS, LINKS),
     st.tuples(st.just(move_birthday), NTH, AGES),
     st.tuples(st.just(overwrite_score), NTH, st.sampled_from([None, 0, 7, 100])),
     st.tuples(st.just(remove_person), NTH),
-    st.tuples(st.just(edit_project), NTH, PROJECT_STATUS, STARS, METRICS),
+    st.tuples(st.just(edit_project), NTH, PROJECT_STATUSES, STARS, METRICS),
     st.tuples(st.just(remove_project), NTH),
-    st.tuples(st.just(answer), NTH, COLLABORATION_STATUS),
+    st.tuples(st.just(answer), NTH, COLLABORATION_STATUSES),
     st.tuples(st.just(leave), NTH),
     st.tuples(st.just(ship_everything)),
     st.tuples(st.just(forget_collaborations)),

@@ -26,6 +26,7 @@ from pyscore.cluster import PrivateCluster
 from tests import oracle
 from tests.attacks import Attack
 from tests.conftest import janitor
+from tests.inputs import AGES
 from tests.model import (
     DAY,
     Application,
@@ -33,7 +34,7 @@ from tests.model import (
     Transaction,
 )
 from tests.promises import HOUR, PASSED_AT_MOST, RETRY, TRANSIENT, WINDOWS
-from tests.random_steps import AGES, LEVEL, SESSION, TRANSACTION, WHICH, WHO, Steps
+from tests.random_steps import LEVEL, SESSION, TRANSACTION, WHICH, WHO, Steps
 from tests.stage import IDS, NAMES, PROJECTS, RESIDENTS, SESSIONS, USERS, Stage
 from tests.statements import run
 
