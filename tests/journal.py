@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 from threading import Event
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import psycopg
@@ -22,6 +21,7 @@ from psycopg import Connection
 from pyscore import migrator
 from tests.community import add_user, configure, drain
 from tests.interleave import until
+from tests.recalculations import note_recalculations
 
 MEMBERS = [f"member {number}" for number in range(8)]
 """People whom all clients know, and nobody removes; each one's profile is one client's to edit."""
@@ -208,12 +208,7 @@ class Clients:
         ]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._threads.shutdown()
         self._raise_errors()
@@ -266,24 +261,10 @@ def prepare(address: str) -> None:
         db.cursor().executemany(
             "insert into users (username, email) values (%s, %s)", [(who, who) for who in MEMBERS]
         )
-        db.execute("""
-            create table ledger (client text, number integer, primary key (client, number));
-            create table recalculations (
-                id bigint generated always as identity primary key,
-                user_id uuid not null,
-                computed_at timestamptz not null,
-                pid integer not null default pg_backend_pid()
-            );
-            create function note_recalculation() returns trigger language plpgsql as $$
-            begin
-                insert into public.recalculations (user_id, computed_at)
-                values (new.user_id, new.computed_at);
-                return null;
-            end $$;
-            create trigger note after insert or update of computed_at
-                on builder_score.score_state for each row execute function note_recalculation();
-            grant all on recalculations to builder_score_owner;
-        """)
+        db.execute(
+            "create table ledger (client text, number integer, primary key (client, number))"
+        )
+        note_recalculations(db)
         add_user(db, BYSTANDER, bio="was here before")
         drain(db)
 
@@ -363,7 +344,7 @@ def assert_nothing_done_twice(db: Connection[Any]) -> None:
 
 def workers_in_order(db: Connection[Any]) -> list[int]:
     """Whose recalculations followed whose: the backends, each time another one took over."""
-    written = [row[0] for row in fetch(db, "select pid from recalculations order by id")]
+    written = [row[0] for row in fetch(db, "select pid from recalculations order by number")]
     return [pid for place, pid in enumerate(written) if place == 0 or pid != written[place - 1]]
 
 

@@ -47,14 +47,26 @@ def production() -> Iterator[PrivateCluster]:
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[PrivateCluster]:
-    """A server on which pg_cron works in the database postgres, and ``deploy`` owns ``app``."""
+def server_of_the_service() -> Iterator[PrivateCluster]:
+    """A server on which pg_cron works in the database postgres."""
     with PrivateCluster(settings=SETTINGS, cron_database="postgres", tcp=False) as server:
-        server.psql("-c", "create role deploy login", "-c", "create role grace login")
+        yield server
+
+
+@pytest.fixture
+def elsewhere(server_of_the_service: PrivateCluster) -> Iterator[PrivateCluster]:
+    """That server, on which ``deploy`` owns the tables of ``app``; no role of ours is there."""
+    server = server_of_the_service
+    server.psql("-c", "create role deploy login", "-c", "create role grace login")
+    try:
         with psycopg.connect(create_production(server, "app"), autocommit=True) as db:
             for table in ("users", "projects", "project_collaborators"):
                 db.execute(f"alter table {table} owner to deploy".encode())
         yield server
+    finally:
+        server.psql("-c", "drop database app with (force)")
+        server.psql("-c", "drop owned by deploy, grace", "-c", "drop role deploy, grace")
+        server.psql("-c", "drop role if exists builder_score_owner, builder_score_operator")
 
 
 @pytest.fixture
@@ -222,7 +234,7 @@ def test_what_developers_will_see(production: PrivateCluster, tmp_path: Path) ->
 
 
 def test_managed_services(elsewhere: PrivateCluster, tmp_path: Path) -> None:
-    elsewhere.psql("-c", "grant create on database app to deploy")
+    elsewhere.psql("-c", "alter database app owner to deploy")
     migrator.upgrade(elsewhere.conninfo("app", user="deploy"))
     Reader(elsewhere, tmp_path).follow(SECTIONS["Managed services"])
 

@@ -9,6 +9,7 @@ from psycopg import Connection
 
 from tests.community import add_project, add_user, configure, drain, queue, score
 from tests.interleave import Sessions, assert_right, close_windows, make_due, until
+from tests.recalculations import note_recalculations
 
 
 @pytest.fixture
@@ -158,17 +159,7 @@ def test_unforced_recalculations_are_a_window_apart_under_endless_events(
     db: Connection[Any], sessions: Sessions
 ) -> None:
     configure(db, debounce_window="0.4 seconds")
-    db.execute("""
-        create table computed (user_id uuid, at timestamptz);
-        create function note() returns trigger language plpgsql as $$
-        begin
-            insert into public.computed values (new.user_id, new.computed_at);
-            return null;
-        end $$;
-        create trigger note after insert or update of computed_at on builder_score.score_state
-            for each row execute function note();
-    """)
-    db.execute("grant all on computed to builder_score_owner")
+    note_recalculations(db)
     users = [add_user(db, "ann"), add_user(db, "bob")]
     worker = sessions("worker")
     worker.start("call builder_score.run_worker('30 seconds')")
@@ -181,7 +172,7 @@ def test_unforced_recalculations_are_a_window_apart_under_endless_events(
             "update projects set github_stars = %s where id = any(%s)", [next(stars), projects]
         )
         row = db.execute(
-            "select min(n) from (select count(*) as n from computed group by user_id) c"
+            "select min(n) from (select count(*) as n from recalculations group by user_id) c"
         )
         return (row.fetchall()[0][0] or 0) >= 5
 
@@ -190,7 +181,11 @@ def test_unforced_recalculations_are_a_window_apart_under_endless_events(
     worker.finish()
     (least,) = db.execute("""
         select min(gap) >= interval '0.4 seconds'
-        from (select at - lag(at) over (partition by user_id order by at) as gap from computed) as g
+        from (
+            select computed_at - lag(computed_at) over (partition by user_id order by computed_at)
+                as gap
+            from recalculations
+        ) as g
     """).fetchall()
     assert least == (True,)
     configure(db, paused=False)

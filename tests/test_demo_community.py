@@ -32,6 +32,7 @@ from pyscore.errors import PyscoreError
 from tests.community import add_user, configure, one
 from tests.demo_runs import counts_told, scores_told
 from tests.oracle import assert_all_right
+from tests.recalculations import note_recalculations
 
 # Long enough for thirty commits on a machine that is busy with other things.
 WINDOW = timedelta(seconds=3)
@@ -70,25 +71,15 @@ def test_the_story_tells_what_the_database_did(
     stage: Stage, db: Connection[TupleRow], worker: WorkerProcess, printed: io.StringIO
 ) -> None:
     stage.worker = worker
-    # every recalculation, written down by somebody else
-    db.execute("create table seen (n serial, user_id uuid, computed_at timestamptz, score numeric)")
-    db.execute("""
-        create function note() returns trigger language plpgsql security definer as $$
-        begin
-            insert into public.seen (user_id, computed_at, score)
-            values (new.user_id, new.computed_at, new.score);
-            return null;
-        end $$""")
-    db.execute("""
-        create trigger note after insert or update of computed_at on builder_score.score_state
-        for each row execute function note()""")
+    note_recalculations(db)
 
     community.play(stage, window=WINDOW, patience=20)
 
     story = scores_told(printed.getvalue())
     seen = db.execute("""
         select u.display_name, s.score::integer, s.computed_at
-        from seen as s join users as u on u.id = s.user_id order by s.n""").fetchall()
+        from recalculations as s join users as u on u.id = s.user_id
+        order by s.number""").fetchall()
     people = one(db, "select count(*) from users")
     first, later = seen[: people - 1], seen[people - 1 :]
     assert len({name for name, *_ in first}) == people - 1  # everyone once, in the first batch

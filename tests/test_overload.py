@@ -14,6 +14,7 @@ from psycopg import Connection
 from tests.attacks import Attack
 from tests.community import add_project, add_user, configure, drain, one, queue, score
 from tests.interleave import PATIENCE, Sessions, assert_right, close_windows, settle
+from tests.recalculations import note_recalculations
 from tests.statements import connect, run
 
 BATCH = 500
@@ -49,19 +50,6 @@ FILL = f"""
     analyze;
 """
 
-# Which batch computed whom.
-NOTE = """
-    create table computed (batch xid8 default pg_current_xact_id(), user_id uuid);
-    grant all on computed to builder_score_owner;
-    create function note() returns trigger language plpgsql as $$
-    begin
-        insert into public.computed (user_id) values (new.user_id);
-        return null;
-    end $$;
-    create trigger note after insert or update of computed_at on builder_score.score_state
-        for each row execute function note();
-"""
-
 # What this transaction has read so far: rows of tables, and blocks of tables and indexes.
 ROWS_READ = """
     select coalesce(sum(seq_tup_read + idx_tup_fetch), 0)::bigint from pg_stat_xact_user_tables
@@ -86,7 +74,7 @@ COUNTED = """
            (select count(*) from builder_score.score_dead_letter), 0,
            coalesce(min(not_before) < clock_timestamp() - interval '19 days', false),
            (select sum(batches)::bigint from builder_score.worker_status),
-           (select count(*) from computed)
+           (select count(*) from recalculations)
     from builder_score.score_recalc_queue
 """
 
@@ -187,7 +175,7 @@ def assert_health_is_true(db: Connection[Any]) -> None:
 def test_a_long_queue_is_worked_off_in_batches_like_any_other(
     db: Connection[Any], database: str, attack: Attack
 ) -> None:
-    run(db, NOTE)
+    note_recalculations(db)
     for dice in attack.rounds(1):
         people = 200_000 if attack.soaking else 10_000
         run(db, FILL.replace("$people", str(people)))
@@ -198,7 +186,7 @@ def test_a_long_queue_is_worked_off_in_batches_like_any_other(
             assert (
                 one(
                     db,
-                    "select count(*) from place left join computed using (user_id)"
+                    "select count(*) from place left join recalculations using (user_id)"
                     " where batch is null",
                 )
                 == 0
@@ -208,7 +196,7 @@ def test_a_long_queue_is_worked_off_in_batches_like_any_other(
         assert (
             one(
                 db,
-                "select max(n) from (select count(*) as n from computed"
+                "select max(n) from (select count(*) as n from recalculations"
                 " join place using (user_id) group by user_id) as c",
             )
             == 1
@@ -220,7 +208,7 @@ def test_a_long_queue_is_worked_off_in_batches_like_any_other(
             select count(*) filter (where priority = 0),
                    count(*) filter (where priority = 10),
                    count(*) filter (where priority = 20)
-            from computed left join place using (user_id) group by batch order by batch
+            from recalculations left join place using (user_id) group by batch order by batch
             """,
         )
         # each with a tenth of low priority, which waits for longest
@@ -246,7 +234,10 @@ def test_a_long_queue_is_worked_off_in_batches_like_any_other(
         attack.count("batches", batches)
         attack.count("transactions", host.transactions)
         run(db, "truncate users, projects, project_collaborators; drop table place")
-        run(db, "truncate computed, builder_score.score_recalc_queue, builder_score.score_state")
+        run(
+            db,
+            "truncate recalculations, builder_score.score_recalc_queue, builder_score.score_state",
+        )
 
 
 def test_any_number_of_events_of_one_person_make_one_recalculation(
