@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -142,6 +143,21 @@ def empty_database(server: PrivateCluster) -> Iterator[str]:
     """The address of an empty database."""
     with janitor(server, f"empty_{next(_numbers)}") as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def bare_database(server: PrivateCluster) -> Iterator[str]:
+    """The address of a database without us, for `bare`."""
+    with janitor(server, "bare") as address:
+        yield address
+
+
+@pytest.fixture
+def bare(bare_database: str) -> Iterator[Connection[Any]]:
+    """An autocommit connection to a database without us, while it is empty."""
+    with psycopg.connect(bare_database, autocommit=True) as connection:
+        yield connection
+        connection.execute("drop schema public cascade; create schema public")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import shlex
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -107,12 +106,7 @@ class Patient:
             db.execute(HEARD)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._copy.close()
         self._made.close()
 

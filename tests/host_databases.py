@@ -4,7 +4,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from types import TracebackType
 from typing import Any, Self, cast
 from uuid import uuid4
 
@@ -178,12 +177,7 @@ class HostDatabases:
         run(self._admin, f"create role {APPLICATION} login")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for scratch in self._scratch.values():
             scratch.db.close()
         self._admin.close()  # the databases that are left go with the server

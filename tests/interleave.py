@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -125,12 +124,7 @@ class Sessions:
         self._observer = psycopg.connect(self._conninfo, autocommit=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # The last opened first: whoever waits is closed before whom it waits for.
         for session in reversed(self._opened):
             session.close()

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
-from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -97,16 +96,11 @@ class Load:
         self._running = [self._threads.submit(client.run) for client in self._clients]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is None and self._number_of_transactions is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._number_of_transactions is not None:
             self.finish()
         else:
-            self.stop(quietly=error is not None)
+            self.stop(quietly=kind is not None)
 
     @property
     def running(self) -> bool:

@@ -1,8 +1,11 @@
 """What ranks, percentiles and the distribution should be, by PostgreSQL's own window functions."""
 
 from typing import Any
+from uuid import UUID
 
 from psycopg import Connection
+
+from tests.community import add_project, add_user, drain
 
 RANKS = """
 select o.user_id::text, o.score, o.rank, o.people, round(o.percentile::numeric, 9)
@@ -29,6 +32,15 @@ where s.score is not null group by s.score order by s.score desc
 
 DISTRIBUTION = "select * from builder_score.distribution()"
 MISCOUNTS = "select * from builder_score.verify_score_counts()"
+
+
+def add_four_people(db: Connection[Any]) -> dict[str, UUID]:
+    """Ada has 13, Bob and Cyd 3, Dan 0."""
+    found = {name: add_user(db, name, bio="ships") for name in ("ada", "bob", "cyd")}
+    found["dan"] = add_user(db, "dan")
+    add_project(db, found["ada"], status="shipped")
+    drain(db)
+    return found
 
 
 def assert_ranks_right(db: Connection[Any]) -> None:

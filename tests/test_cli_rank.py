@@ -8,19 +8,15 @@ import pytest
 from psycopg import Connection
 
 from tests.commands import call, error_line, output
-from tests.community import add_project, add_user, drain
+from tests.community import add_user
+from tests.ranks import add_four_people
 
 Db = Connection[Any]
 
 
 @pytest.fixture
 def people(db: Db) -> dict[str, UUID]:
-    """Ada has 13, Bob and Cyd 3, Dan 0."""
-    found = {name: add_user(db, name, bio="ships") for name in ("ada", "bob", "cyd")}
-    found["dan"] = add_user(db, "dan")
-    add_project(db, found["ada"], status="shipped")
-    drain(db)
-    return found
+    return add_four_people(db)
 
 
 def rank(database: str, user: str) -> str:

@@ -1,9 +1,12 @@
 """The server's clock goes back and forward, the clocks change, sessions are in any TimeZone."""
 
 import itertools
+import os
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -28,6 +31,7 @@ from tests.community import (
 from tests.faketime import Clock, server_with_a_clock
 from tests.interleave import (
     GATES,
+    Session,
     Sessions,
     assert_right,
     batch_stopped,
@@ -37,6 +41,7 @@ from tests.interleave import (
     until,
 )
 from tests.poison import poison
+from tests.recalculations import note_recalculations
 from tests.statements import run
 
 MINUTE, HOUR, DAY, YEAR = 60, 3600, 86_400, 31_557_600
@@ -270,15 +275,35 @@ def test_a_run_ends_in_time_although_the_clock_went_back(
     assert_right(db)
 
 
+def while_it_naps(db: Connection[Any], session: Session, act: Callable[[], object]) -> None:
+    """Act while a session is in pg_sleep(), which does not go on meanwhile."""
+    asleep = "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s"
+
+    def stopped_in_its_nap() -> bool:
+        os.kill(session.pid, signal.SIGSTOP)
+        try:
+            until(lambda: state(session.pid) == "T", "it is stopped")
+            if naps := one(db, asleep, session.pid):
+                act()
+        finally:
+            os.kill(session.pid, signal.SIGCONT)
+        return naps
+
+    until(stopped_in_its_nap, "the worker naps")
+
+
+def state(pid: int) -> str:
+    """A process's state, by its letter: R, S, T."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+
+
 def test_a_worker_whose_nap_the_clock_made_long_is_seen_and_another_one_takes_over(
     clock: Clock, db: Connection[Any], sessions: Sessions
 ) -> None:
     # pg_sleep() ends by the wall clock: set back by an hour it sleeps for an hour
     napping, other = sessions("napping"), sessions("other")
     napping.start("call builder_score.run_worker('1 minute')")
-    asleep = "select wait_event = 'PgSleep' from pg_stat_activity where pid = %s"
-    until(lambda: one(db, asleep, napping.pid), "the worker naps")
-    clock.move(-HOUR)
+    while_it_naps(db, napping, lambda: clock.move(-HOUR))
     user = add_user(db, "ada", bio="bio")
     other.start("call builder_score.run_worker('1 minute')")
     until(lambda: score(db, user) == 3, "somebody has computed the score")
@@ -447,20 +472,12 @@ def test_a_score_is_the_same_in_sessions_of_every_time_zone(db: Connection[Any],
 
 # At random ----------------------------------------------------------------------------------------
 
-NOTE = """
-    create table computed (
-        user_id uuid, at timestamptz, era integer, number bigint generated always as identity
-    );
+# How often the clock had been moved when somebody was computed.
+ERAS = """
     create table era (number integer);
     insert into era values (0);
-    grant all on computed, era to builder_score_owner;
-    create function note() returns trigger language plpgsql as $$
-    begin
-        insert into public.computed select new.user_id, new.computed_at, number from public.era;
-        return null;
-    end $$;
-    create trigger note after insert or update of computed_at on builder_score.score_state
-        for each row execute function note();
+    create function era() returns integer language sql as 'select number from public.era';
+    alter table recalculations add column era integer not null default era();
 """
 
 
@@ -531,7 +548,8 @@ def test_wherever_the_clock_goes_everybody_is_scored_two_windows_later(
     clock: Clock, db: Connection[Any], database: str, attack: Attack
 ) -> None:
     install_gates(db)
-    run(db, NOTE)
+    note_recalculations(db)
+    run(db, ERAS)
     for dice in attack.rounds(3):
         clock.set_right()
         with Sessions(database) as sessions:
@@ -548,13 +566,14 @@ def test_wherever_the_clock_goes_everybody_is_scored_two_windows_later(
             db,
             """
             select gap from (
-                select at - lag(at) over (partition by user_id, era order by number) as gap
-                from computed
+                select computed_at - lag(computed_at)
+                    over (partition by user_id, era order by number) as gap
+                from recalculations
             ) as g where gap >= interval '0' and gap < interval '5 minutes'  -- less: it went back
             """,
         )
         assert close == [], "unforced recalculations are a window apart while the clock goes on"
         attack.count("clock jumps", play.jumps)
-        attack.count("recalculations", one(db, "select count(*) from computed"))
-        run(db, "truncate computed, users, projects, project_collaborators")
+        attack.count("recalculations", one(db, "select count(*) from recalculations"))
+        run(db, "truncate recalculations, users, projects, project_collaborators")
         settle(db)

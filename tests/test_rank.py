@@ -13,7 +13,14 @@ from tests.community import add_project, add_user, configure, drain, one
 from tests.conftest import dsn
 from tests.host_databases import HostDatabase
 from tests.interleave import Session, Sessions, assert_right, settle, until
-from tests.ranks import DISTRIBUTION, MISCOUNTS, PEOPLE_BY_SCORE, RANKS, assert_ranks_right
+from tests.ranks import (
+    DISTRIBUTION,
+    MISCOUNTS,
+    PEOPLE_BY_SCORE,
+    RANKS,
+    add_four_people,
+    assert_ranks_right,
+)
 
 Db = Connection[Any]
 
@@ -53,12 +60,7 @@ def right_here(session: Session) -> None:
 
 @pytest.fixture
 def people(db: Db) -> dict[str, UUID]:
-    """Ada has 13, Bob and Cyd 3, Dan 0."""
-    found = {name: add_user(db, name, bio="ships") for name in ("ada", "bob", "cyd")}
-    found["dan"] = add_user(db, "dan")
-    add_project(db, found["ada"], status="shipped")
-    drain(db)
-    return found
+    return add_four_people(db)
 
 
 # What they say ------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from pyscore.reading import cursors, queries
 from pyscore.reading.types import IdType, codec
 from pyscore.scores import TIERS
 from tests.community import add_project, add_user, drain
-from tests.conftest import janitor
 from tests.hosts import create_application
 from tests.reading import CALLERS, bind_for, create_users, engine_for, execute, ids
 from tests.statements import run
@@ -32,18 +31,9 @@ from tests.statements import run
 UUIDS = [UUID(int=n) for n in range(1, 4)]
 
 
-@pytest.fixture(scope="module")
-def bare(server: PrivateCluster) -> Iterator[str]:
-    with janitor(server, "reader_hosts") as address:
-        yield address
-
-
 @pytest.fixture
-def db(bare: str) -> Iterator[Connection[Any]]:
-    """A connection to a database without us, while it is empty."""
-    with psycopg.connect(bare, autocommit=True) as connection:
-        yield connection
-        connection.execute("drop schema public cascade; create schema public")
+def db(bare: Connection[Any]) -> Connection[Any]:
+    return bare
 
 
 class Code(str, Enum):  # noqa: UP042
@@ -87,11 +77,11 @@ NOBODY: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("kind", ["engine", "psycopg"])
 @pytest.mark.parametrize("key", KEYS)
-def test_ids_of_every_type(db: Connection[Any], bare: str, key: str, kind: str) -> None:
+def test_ids_of_every_type(db: Connection[Any], bare_database: str, key: str, kind: str) -> None:
     some, first_again, malformed = KEYS[key]
     run(db, "create domain ulid as text check (length(value) = 26)")
     create_users(db, [(some[0], "ann", 7), (some[1], "bob", 7), (some[2], "cyd", None)], key=key)
-    with bind_for(kind, bare) as bind:
+    with bind_for(kind, bare_database) as bind:
         reader = ScoreReader(bind)
         assert reader.score(some[1]) == 7
         assert reader.score(some[2]) is None
@@ -129,12 +119,12 @@ def test_ids_of_every_type(db: Connection[Any], bare: str, key: str, kind: str) 
     ],
 )
 def test_scores_of_every_type(
-    db: Connection[Any], bare: str, score: str, stored: str, expected: Any, kind: str
+    db: Connection[Any], bare_database: str, score: str, stored: str, expected: Any, kind: str
 ) -> None:
     run(db, "create domain fine as numeric(6, 2); create domain points as fine check (value > -9)")
     create_users(db, score=score)
     run(db, f"insert into users values (1, 'ann', {stored}), (2, 'bob', 1), (3, 'cyd', null)")
-    with bind_for(kind, bare) as bind:
+    with bind_for(kind, bare_database) as bind:
         reader = ScoreReader(bind)
         whole = score in ("smallint", "integer", "bigint")
         for found in (
@@ -164,12 +154,12 @@ def test_scores_of_every_type(
     ],
 )
 def test_a_score_that_was_never_computed_breaks_nothing(
-    db: Connection[Any], bare: str, score: str, odd: str, tier: int, kind: str
+    db: Connection[Any], bare_database: str, score: str, odd: str, tier: int, kind: str
 ) -> None:
     """It keeps the place that PostgreSQL gives it: NaN is the highest of all."""
     create_users(db, [(1, "ann", 50), (2, "bob", odd), (3, "cyd", odd)], score=score)
     expected = [1, 3, 2] if odd.startswith("-") else [3, 2, 1]
-    with bind_for(kind, bare) as bind:
+    with bind_for(kind, bare_database) as bind:
         reader = ScoreReader(bind)
         bob = reader.by_username("bob")
         assert bob
@@ -187,9 +177,9 @@ def test_a_score_that_was_never_computed_breaks_nothing(
         ]
 
 
-def test_a_type_that_changed_is_learned_again(db: Connection[Any], bare: str) -> None:
+def test_a_type_that_changed_is_learned_again(db: Connection[Any], bare_database: str) -> None:
     create_users(db, [(1, "ann", 42), (2, "bob", 42)])
-    with engine_for(bare) as engine:
+    with engine_for(bare_database) as engine:
         reader = ScoreReader(engine)
         assert reader.score(1) == 42
         run(db, "alter table users alter builder_score type double precision")
@@ -201,11 +191,11 @@ def test_a_type_that_changed_is_learned_again(db: Connection[Any], bare: str) ->
         assert ids(reader.leaderboard(1, after=page.next)) == [1]
 
 
-def test_a_host_without_usernames(db: Connection[Any], bare: str) -> None:
+def test_a_host_without_usernames(db: Connection[Any], bare_database: str) -> None:
     run(
         db, "create table users (id bigint, builder_score integer); insert into users values (1, 5)"
     )
-    with bind_for("psycopg", bare) as bind:
+    with bind_for("psycopg", bare_database) as bind:
         reader = ScoreReader(bind)
         assert reader.leaderboard().entries[0].username is None
         with pytest.raises(PyscoreError, match=r"public\.users has no column username"):
@@ -214,13 +204,13 @@ def test_a_host_without_usernames(db: Connection[Any], bare: str) -> None:
 
 
 @pytest.mark.parametrize("username", ["varchar(5)", "char(5)", "name", "citext", "mood"])
-def test_names_of_every_type(db: Connection[Any], bare: str, username: str) -> None:
+def test_names_of_every_type(db: Connection[Any], bare_database: str, username: str) -> None:
     if username == "citext":
         run(db, "create extension citext")
     run(db, "create type mood as enum ('ann', 'bob')")
     run(db, f"create table users (id int, username {username}, builder_score integer)")
     run(db, "insert into users values (2, 'ann', 5), (1, 'ann', 6), (3, 'bob', 7)")
-    with bind_for("psycopg", bare) as bind:
+    with bind_for("psycopg", bare_database) as bind:
         reader = ScoreReader(bind)
         for name, expected in (
             ("ann", 1),
@@ -232,7 +222,7 @@ def test_names_of_every_type(db: Connection[Any], bare: str, username: str) -> N
         assert reader.by_username("much too long for any") is None
 
 
-def test_views_and_partitions_are_read_like_tables(db: Connection[Any], bare: str) -> None:
+def test_views_and_partitions_are_read_like_tables(db: Connection[Any], bare_database: str) -> None:
     run(
         db,
         """
@@ -242,7 +232,7 @@ def test_views_and_partitions_are_read_like_tables(db: Connection[Any], bare: st
         create view users as select * from people;
         """,
     )
-    with bind_for("psycopg", bare) as bind:
+    with bind_for("psycopg", bare_database) as bind:
         assert ScoreReader(bind).score(1) == 5
 
 
@@ -281,10 +271,10 @@ def test_the_callers_own_adaptation_is_left_alone(db: Connection[Any]) -> None:
 )
 @pytest.mark.parametrize("kind", CALLERS)
 def test_what_is_missing_is_named(
-    db: Connection[Any], bare: str, statement: str, message: str, kind: str
+    db: Connection[Any], bare_database: str, statement: str, message: str, kind: str
 ) -> None:
     run(db, statement)
-    with bind_for(kind, bare) as bind:
+    with bind_for(kind, bare_database) as bind:
         execute(bind, "create temporary table mine (x int)")
         for attempt in (ScoreReader(bind).score, ScoreReader(bind).leaderboard):
             with pytest.raises(PyscoreError, match=message) as refused:
@@ -297,7 +287,9 @@ def test_what_is_missing_is_named(
         assert ScoreReader(bind).score(1) is None
 
 
-def test_a_subclass_of_users_is_told_to_name_the_users(db: Connection[Any], bare: str) -> None:
+def test_a_subclass_of_users_is_told_to_name_the_users(
+    db: Connection[Any], bare_database: str
+) -> None:
     """It may be mapped to a table beside theirs: no migration will ever put a score there."""
     create_users(db, [(1, "ann", 42)])
     run(db, "create table admins (id bigint references users)")
@@ -313,7 +305,7 @@ def test_a_subclass_of_users_is_told_to_name_the_users(db: Connection[Any], bare
         __tablename__ = "admins"
         id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
 
-    with engine_for(bare) as engine:
+    with engine_for(bare_database) as engine:
         with pytest.raises(PyscoreError, match=r"admins has no column builder_score: .*users=User"):
             ScoreReader(engine, users=Admin).score(1)
         assert ScoreReader(engine, users=User).score(1) == 42
@@ -372,10 +364,12 @@ def test_what_the_database_cannot_hold_is_nobodys_name(latin1: str, kind: str, c
 
 
 @pytest.mark.parametrize("kind", CALLERS)
-def test_what_a_connection_cannot_send_is_named(db: Connection[Any], bare: str, kind: str) -> None:
+def test_what_a_connection_cannot_send_is_named(
+    db: Connection[Any], bare_database: str, kind: str
+) -> None:
     """The database could hold it, but the client is said to speak Latin alone."""
     create_users(db, [(1, "日本", 7)])
-    with bind_for(kind, bare + "&client_encoding=latin1") as bind:
+    with bind_for(kind, bare_database + "&client_encoding=latin1") as bind:
         execute(bind, "create temporary table mine (x int)")
         reader = ScoreReader(bind)
         named = text("username = :name").bindparams(name="日本")
@@ -418,10 +412,10 @@ def test_every_encoding_of_a_server_has_a_codec(db: Connection[Any]) -> None:
 @pytest.mark.parametrize("method", ["explain", "rank", "recompute"])
 @pytest.mark.parametrize("kind", ["engine", "connection", "psycopg"])
 def test_without_us_there_is_nothing_to_explain(
-    db: Connection[Any], bare: str, kind: str, method: str
+    db: Connection[Any], bare_database: str, kind: str, method: str
 ) -> None:
     create_users(db, [(1, "ann", 42)])
-    with bind_for(kind, bare) as bind:
+    with bind_for(kind, bare_database) as bind:
         reader = ScoreReader(bind)
         with pytest.raises(PyscoreError, match=r"not installed .*: pyscore migrate"):
             getattr(reader, method)(1)

@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from random import Random
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -89,16 +88,11 @@ class Beside:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ending.set()
         for thread in self._threads:
             thread.join()
-        if error is None and self._failures:
+        if kind is None and self._failures:
             raise self._failures[0]
 
     def repeat(
