@@ -15,12 +15,13 @@ from psycopg import Connection, OperationalError
 from benchmarks import arrivals, freshness_report, hosts, servers
 from benchmarks.arrivals import Event
 from benchmarks.freshness_report import Idleness, Round, Sides
+from benchmarks.measuring import backend_seconds
 from benchmarks.peers.celery_workers import CeleryWorkers
 from benchmarks.peers.redis_server import private_redis
 from benchmarks.progress import say
 from benchmarks.reports import Report
 from benchmarks.scales import Scale
-from benchmarks.usage import Backends, backend_seconds, tree_seconds
+from benchmarks.usage import Backends, tree_seconds
 from pyscore.cluster import PrivateCluster
 
 NAME = "freshness"
@@ -166,7 +167,7 @@ def _play(
     within: Backends | None = None,
 ) -> Round:
     """Send one event a person, and wait until all of them are to be seen."""
-    pids = {"PostgreSQL": _postmaster(cluster)} | (processes or {})
+    pids = {"PostgreSQL": servers.postmaster(cluster)} | (processes or {})
     seconds = len(places) / per_second
     block_s = min(5.0, seconds / 4)
     with ExitStack() as stack:
@@ -237,7 +238,7 @@ def _idle(cluster: PrivateCluster, db: Connection[Any], seconds: float) -> Idlen
         db, "select pid from pg_stat_activity where backend_type = 'pg_cron launcher'"
     )
     time.sleep(min(2.0, seconds))  # naps grow until then
-    postmaster = _postmaster(cluster)
+    postmaster = servers.postmaster(cluster)
     (wal,) = _one(db, "select pg_current_wal_insert_lsn()")
     everything, launching = tree_seconds(postmaster), backend_seconds(launcher)
     began = time.monotonic()
@@ -324,10 +325,6 @@ def _workers(db: Connection[Any]) -> list[int]:
 
 def _changed(db: Connection[Any]) -> int:
     return _one(db, "select sum(changed)::bigint from builder_score.worker_status")[0]
-
-
-def _postmaster(cluster: PrivateCluster) -> int:
-    return int((cluster.data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
 
 
 def _one(db: Connection[Any], query: str, *parameters: object) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measuring import children, cpu_seconds_of_children
+from benchmarks.servers import postmaster
 from pyscore.cluster import PrivateCluster
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -60,9 +61,9 @@ def pgbench(
     length = f"--transactions={transactions}" if seconds is None else f"--time={seconds:.0f}"
     defined = [f"--define={name}={value}" for name, value in (variables or {}).items()]
     options = " ".join(f"-c {name}={value}" for name, value in (settings or {}).items())
-    postmaster = int((cluster.data_dir / "postmaster.pid").read_text().split()[0])
-    before = children(postmaster)
-    cpu = cpu_seconds_of_children(postmaster)
+    server = postmaster(cluster)
+    before = children(server)
+    cpu = cpu_seconds_of_children(server)
     done = subprocess.run(
         [
             cluster.program("pgbench"),
@@ -80,7 +81,7 @@ def pgbench(
         raise RuntimeError(f"pgbench {script}: {done.stderr.strip()}")
     # Their time is the server's as soon as it has seen them go.
     deadline = time.monotonic() + 60
-    while left := children(postmaster) - before:
+    while left := children(server) - before:
         assert time.monotonic() < deadline, f"still there after pgbench: {left}"
         time.sleep(0.001)
     count = _int(r"transactions actually processed: (\d+)", done.stdout)
@@ -88,7 +89,7 @@ def pgbench(
         transactions=count,
         failed=_int(r"failed transactions: (\d+)", done.stdout),
         per_second=float(_find(r"tps = ([\d.]+) \(without initial", done.stdout)),
-        cpu=(cpu_seconds_of_children(postmaster) - cpu) / max(count, 1),
+        cpu=(cpu_seconds_of_children(server) - cpu) / max(count, 1),
     )
 
 

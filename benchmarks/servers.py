@@ -58,6 +58,11 @@ def connect(cluster: PrivateCluster, database: str) -> Connection[Any]:
     return psycopg.connect(cluster.conninfo(database), autocommit=True)
 
 
+def postmaster(cluster: PrivateCluster) -> int:
+    """Return the id of the server's first process, whose children all others are."""
+    return int((cluster.data_dir / "postmaster.pid").read_text().split()[0])
+
+
 def describe(cluster: PrivateCluster) -> str:
     """Say the version, and each setting that is not PostgreSQL's own default."""
     with connect(cluster, "postgres") as db:

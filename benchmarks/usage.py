@@ -3,18 +3,9 @@
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from benchmarks.measuring import TICKS, cpu_seconds
-
-
-def backend_seconds(pid: int) -> float:
-    """As `cpu_seconds`, for a process of one thread, to the nanosecond where the kernel tells."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-    except FileNotFoundError:
-        return cpu_seconds(pid)
+from benchmarks.measuring import TICKS, backend_seconds
 
 
 class Backends:
@@ -37,12 +28,7 @@ class Backends:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         self._add()

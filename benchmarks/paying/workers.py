@@ -1,7 +1,6 @@
 """The resident worker, as pg_cron would run it."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 from psycopg import Connection
@@ -26,12 +25,7 @@ class Worker:
         thread = ThreadPoolExecutor(1)
         self._running = db, thread, thread.submit(_call, db)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._running is not None
         db, thread, call = self._running
         self._set("paused = true")
