@@ -19,6 +19,10 @@ _LOADS = (
         Load(_MATTERS, ASYNCHRONOUS, queued=1),
     ),
     (
+        *("single-row update that does not matter (last_seen), synchronous commit", "≥ 0.97"),
+        Load(_DOES_NOT, SYNCHRONOUS, queued=0, seconds=4),
+    ),
+    (
         *(f"single-row update that does not matter (last_seen), {_OFF}", "≥ 0.97"),
         Load(_DOES_NOT, ASYNCHRONOUS, queued=0),
     ),
