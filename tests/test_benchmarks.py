@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,26 @@ from benchmarks.plots import OURS, Plot
 from benchmarks.reports import RESULTS, Figure, Report, Table, number, read_figures, summarise
 from benchmarks.scales import Scale
 from pyscore.cluster import PrivateCluster
-from tests.commands import ROOT, Done, environment
+from tests.commands import ROOT, environment
 from tests.community import one
 
 QUOTING = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 
 
-def bench(*arguments: str) -> Done:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all of them, run at the smallest scale one after the other, have left their pages."""
+    directory = tmp_path_factory.mktemp("results")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--smoke", "--output", str(directory)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return directory
 
 
 def figure(**changed: Any) -> Figure:
@@ -49,22 +54,47 @@ def figure(**changed: Any) -> Figure:
 
 
 @pytest.mark.parametrize("name", command.benchmarks())
-def test_each_works(name: str, tmp_path: Path) -> None:
-    done = bench("--smoke", "--output", str(tmp_path), name)
-    assert done.returncode == 0, done.stderr
-    figures = read_figures(tmp_path / f"{name}.json")
+def test_each_works(name: str, results: Path) -> None:
+    figures = read_figures(results / f"{name}.json")
     assert [figure for figure in figures if figure.reach], "nothing to reach"
     for found in figures:
         assert math.isfinite(found.got), found
         assert 0 <= found.low <= found.got <= found.high, found
     assert len({found.what + found.against for found in figures}) == len(figures)
-    page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
-    for place in (str(ROOT), str(tmp_path), str(Path.home()), "/tmp", "localhost"):
+    page = (results / f"{name}.md").read_text(encoding="utf-8")
+    for place in (str(ROOT), str(results), str(Path.home()), "/tmp", "localhost"):
         assert place not in page
     for plot in re.findall(r"!\[[^]]+\]\(([^)]+)\)", page):
-        assert (tmp_path / plot).read_bytes().startswith(b"\x89PNG"), plot
+        assert (results / plot).read_bytes().startswith(b"\x89PNG"), plot
+    summary = (results / "summary.md").read_text(encoding="utf-8")
+    for found in figures:
+        assert summary.count(f"\n| {' | '.join(found.cells())} |\n") == bool(found.reach), found
+
+
+@dataclass
+class Fake:
+    """A benchmark that only takes down that it was run."""
+
+    NAME: str
+    runs: list[str]
+    TITLE: str = "Nothing"
+
+    def run(self, scale: Scale) -> Report:
+        self.runs.append(f"{self.NAME} {scale.value}")
+        return report(self.NAME, figure(what=self.NAME))
+
+
+def test_those_are_run_that_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs: list[str] = []
+    known = {name: Fake(name, runs) for name in ("first", "second", "third")}
+    monkeypatch.setattr(command, "benchmarks", lambda: known)
+    options = ("--quick", "--output", str(tmp_path))
+    for names in (("third", "first"), ()):
+        assert CliRunner().invoke(command.main, [*options, *names]).exit_code == 0
+    assert runs == [f"{name} quick" for name in ("first", "third", "first", "second", "third")]
+    assert read_figures(tmp_path / "third.json") == [figure(what="third")]
     summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert summary.count("\n| ") - 1 == len([found for found in figures if found.reach])
+    assert summary.index("| first |") < summary.index("| second |") < summary.index("| third |")
 
 
 def test_they_are_listed_and_no_other_is_run() -> None:
