@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -59,6 +60,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The processes that xdist starts inherit it; whoever sets TMPDIR has it otherwise.
     """
+    # What a shell starts in the background ignores Ctrl-C, and so would the commands of tests.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         return
     processes = config.getoption("numprocesses", None) or 1

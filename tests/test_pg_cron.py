@@ -224,7 +224,14 @@ def test_uninstall_stops_both_running_workers_and_removes_the_jobs(observed: Obs
         until(lambda: not set(both) & set(runs(db)), "the workers leave")
         gone = db.execute("select to_regnamespace('builder_score'), to_regnamespace('cron')")
         assert gone.fetchone() == (None, None)
-    assert "ERROR" not in server.log_file.read_text()
+
+    def is_tried_again(line: str) -> bool:
+        """Whether uninstalling waited for no longer for a lock, as on a busy machine it may."""
+        of_a_worker = any(f"[{pid}]" in line for pid in both)
+        return line.endswith("canceling statement due to lock timeout") and not of_a_worker
+
+    log = server.log_file.read_text().splitlines()
+    assert [line for line in log if "ERROR" in line and not is_tried_again(line)] == []
 
 
 # The job itself, and where there is none ----------------------------------------------------------

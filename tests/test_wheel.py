@@ -13,10 +13,12 @@ from tests.commands import ROOT, environment
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
+    variables = environment(**variables)
+    variables.pop("PYTHONPATH", None)  # nothing but what is installed
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=environment(**variables),
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
