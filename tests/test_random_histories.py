@@ -38,6 +38,9 @@ from tests.random_steps import LEVEL, SESSION, TRANSACTION, WHICH, WHO, Steps
 from tests.stage import IDS, NAMES, PROJECTS, RESIDENTS, SESSIONS, USERS, Stage
 from tests.statements import run
 
+HISTORIES, STEPS = 50, 30
+"""How many there are in a round, and how long they are at most."""
+
 
 class Histories(Steps):
     @rule(seconds=st.sampled_from(WINDOWS[1:]))
@@ -345,8 +348,8 @@ def stage_address(server: PrivateCluster, template: str) -> Iterator[str]:
 def test_every_history_keeps_what_is_promised(stage_address: str, attack: Attack) -> None:
     stage = Stage(stage_address, attack)
     settings = hypothesis.settings(
-        max_examples=50,
-        stateful_step_count=30,
+        max_examples=HISTORIES,
+        stateful_step_count=STEPS,
         database=None,
         deadline=None,
         print_blob=False,

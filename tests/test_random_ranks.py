@@ -15,6 +15,7 @@ from tests.ranks import MISCOUNTS, assert_ranks_right
 
 Db = Connection[Any]
 
+HISTORIES = 40
 SESSIONS = 3
 USERS = 4
 """Of each session: nobody waits for another's rows."""
@@ -105,7 +106,7 @@ def take(db: Db, session: int, step: str, user: int, score: str, isolation: str)
 
 
 @settings(
-    max_examples=40,
+    max_examples=HISTORIES,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

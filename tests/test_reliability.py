@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pyscore.cluster import find_bin_dir
+from tests import test_random_histories, test_random_ranks
 from tests.commands import ROOT, Done, environment
 
 PAGE = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
@@ -71,6 +72,12 @@ def test_every_attack_is_in_a_file_that_it_names_and_in_the_results() -> None:
     assert unnamed == set()
     reported = {name.split("[")[0] for name in re.findall(r"^\| `([^`]+)`", RESULTS, re.MULTILINE)}
     assert reported == attacks()
+
+
+def test_it_says_how_many_histories_there_are() -> None:
+    histories, steps = test_random_histories.HISTORIES, test_random_histories.STEPS
+    assert f"*How often:* {histories} histories of up to {steps} steps." in PAGE
+    assert f", {test_random_ranks.HISTORIES} histories of ranks" in PAGE
 
 
 def test_its_figures_are_those_of_the_results() -> None:
