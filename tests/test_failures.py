@@ -354,38 +354,25 @@ def test_an_error_that_is_not_the_users_splits_the_batch_and_counts_no_attempt(
     assert_right(db)
 
 
-def test_a_worker_terminated_in_mid_batch_loses_nothing(
-    db: Connection[Any], sessions: Sessions
+@pytest.mark.parametrize(
+    ("end", "raised"),
+    [
+        ("pg_terminate_backend", psycopg.errors.AdminShutdown),
+        ("pg_cancel_backend", psycopg.errors.QueryCanceled),
+    ],
+)
+def test_a_batch_that_is_ended_in_the_middle_loses_nothing_and_counts_no_attempt(
+    db: Connection[Any], sessions: Sessions, end: str, raised: type[psycopg.Error]
 ) -> None:
     user = add_user(db, "ann", bio="bio")
     install_gates(db)
     worker, keeper = sessions("worker"), sessions("keeper")
     before = queue(db)
-    with (
-        pytest.raises(psycopg.errors.AdminShutdown),
-        batch_stopped(worker, keeper, "after computing"),
-    ):
-        db.execute("select pg_terminate_backend(%s)", [worker.pid])
-    assert (queue(db), score(db, user)) == (before, 0)
-    settle(db)
-    assert score(db, user) == 3
-    assert_right(db)
-
-
-def test_a_cancelled_batch_loses_nothing_and_counts_no_attempt(
-    db: Connection[Any], sessions: Sessions
-) -> None:
-    user = add_user(db, "ann", bio="bio")
-    install_gates(db)
-    worker, keeper = sessions("worker"), sessions("keeper")
-    before = queue(db)
-    with (
-        pytest.raises(psycopg.errors.QueryCanceled),
-        batch_stopped(worker, keeper, "after computing"),
-    ):
-        db.execute("select pg_cancel_backend(%s)", [worker.pid])
+    with pytest.raises(raised), batch_stopped(worker, keeper, "after computing"):
+        db.execute(f"select {end}(%s)".encode(), [worker.pid])
     assert (queue(db), score(db, user), run(db)["failed"]) == (before, 0, 0)
     settle(db)
+    assert score(db, user) == 3
     assert_right(db)
 
 
