@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -28,8 +27,7 @@ class Benchmark(Protocol):
 
 def benchmarks() -> dict[str, Benchmark]:
     """All benchmarks by name."""
-    there = [name for name in MODULES if find_spec(f"benchmarks.{name}")]
-    modules = [cast(Benchmark, import_module(f"benchmarks.{name}")) for name in there]
+    modules = [cast(Benchmark, import_module(f"benchmarks.{name}")) for name in MODULES]
     return {module.NAME: module for module in modules}
 
 

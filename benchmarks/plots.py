@@ -8,7 +8,6 @@ from typing import Any
 
 OURS = "#3b8ed0"
 OTHER = "#d9822b"
-FURTHER = ("#7a9e3a", "#a86bc4", "#c8504b")
 """Colours with enough contrast on white and on black."""
 
 _INK = "#808080"

@@ -22,14 +22,11 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @contextmanager
-def server(
-    scale: Scale, *, cron_database: str | None = None, **settings: Setting
-) -> Generator[PrivateCluster]:
+def server(scale: Scale, **settings: Setting) -> Generator[PrivateCluster]:
     """Start a server whose data is on a disk and, once read, in memory; remove it afterwards.
 
     Args:
         scale: Decides how much memory the server's own cache gets.
-        cron_database: Where pg_cron works; created here. None: there is none.
         settings: PostgreSQL settings that win over those here.
     """
     chosen: dict[str, Setting] = {
@@ -42,11 +39,9 @@ def server(
     }
     base = None if scale is Scale.SMOKE else _disk()
     directory = None if base is None else base / f"pyscore-bench-{os.urandom(4).hex()}"
-    cluster = PrivateCluster(directory, tcp=False, settings=chosen, cron_database=cron_database)
+    cluster = PrivateCluster(directory, tcp=False, settings=chosen)
     try:
         with cluster:
-            if cron_database is not None:
-                cluster.psql("-c", f"create database {cron_database}")
             yield cluster
     finally:
         if directory is not None:
