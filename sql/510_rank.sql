@@ -40,25 +40,51 @@ set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: host_users, score_state, score_counts
 -- writes: nothing
--- A generic plan, as in distribution().
+-- A generic plan, as in distribution(). Statement by statement, each with what the one before it found, for these few
+-- look-ups take no longer than the executor takes to begin with a plan that holds them all.
+declare
+    v_is_there boolean;
+    v_sum record;
+    v_higher bigint;
+    v_lower bigint;
 begin
-    perform builder_score.require_attached();
-    perform from builder_score.host_users as u where u.id = standing.user_id;
-    if not found then
+    if (select h.attached_at is null from builder_score.host as h) then
+        perform builder_score.require_attached();
+    end if;
+    select true, s.score into v_is_there, score
+    from builder_score.host_users as u
+    left join builder_score.score_state as s on s.user_id = standing.user_id
+    where u.id = standing.user_id;
+    if v_is_there is null then
         perform builder_score.unknown_user(standing.user_id);
     end if;
-    score := (select s.score from builder_score.score_state as s where s.user_id = standing.user_id);
-    select n.everybody,
-           case when standing.score is not null then n.higher + 1 end,
-           case when standing.score is not null then 100 * n.lower::double precision / greatest(n.everybody - 1, 1) end
-    into people, rank, percentile
-    from (
-        select coalesce(sum(r.people), 0)::bigint as everybody,
-               coalesce(sum(r.people) filter (where r.score > standing.score), 0)::bigint as higher,
-               coalesce(sum(r.people) filter (where r.score < standing.score), 0)::bigint as lower
-        from builder_score.live_score_counts as c
-        cross join lateral unnest(c.scores, c.people) as r(score, people)
-    ) as n;
+
+    select n.genuine, n.first_later, n.unfinished,
+           coalesce(n.people_up_to[cardinality(n.people_up_to)], 0) as people,
+           coalesce(n.people_up_to[p.place], 0) as at_most,
+           coalesce(n.people_up_to[case when n.scores[p.place] = standing.score then p.place - 1 else p.place end], 0) as lower
+    into v_sum
+    from builder_score.newest_score_sum as n
+    cross join lateral (select width_bucket(standing.score, n.scores) as place offset 0) as p;
+    if v_sum.genuine then
+        select v_sum.people + coalesce(sum(r.people), 0),
+               v_sum.people - v_sum.at_most + coalesce(sum(r.people) filter (where r.score > standing.score), 0),
+               v_sum.lower + coalesce(sum(r.people) filter (where r.score < standing.score), 0)
+        into people, v_higher, v_lower
+        from builder_score.counts_since(v_sum.first_later, v_sum.unfinished) as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people);
+    else
+        select coalesce(sum(r.people), 0),
+               coalesce(sum(r.people) filter (where r.score > standing.score), 0),
+               coalesce(sum(r.people) filter (where r.score < standing.score), 0)
+        into people, v_higher, v_lower
+        from builder_score.score_counts as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people);
+    end if;
+    if score is not null then
+        rank := v_higher + 1;
+        percentile := 100 * v_lower::double precision / greatest(people - 1, 1);
+    end if;
 end
 $function$;
 
@@ -133,10 +159,10 @@ begin
     actual as (
         select s.score, count(*) as people from builder_score.score_state as s where s.score is not null group by s.score
     )
-    insert into builder_score.score_counts (scores, people, stands_for, written_by)
-    select coalesce(array_agg(a.score order by a.score), '{}'), coalesce(array_agg(a.people order by a.score), '{}'),
-           pg_current_snapshot(), v_written_by
-    from actual as a;
+    insert into builder_score.score_counts (scores, people, people_up_to, stands_for, written_by)
+    select coalesce(array_agg(s.score order by s.score), '{}'), coalesce(array_agg(s.people order by s.score), '{}'),
+           coalesce(array_agg(s.people_up_to order by s.score), '{}'), pg_current_snapshot(), v_written_by
+    from (select a.*, sum(a.people) over (order by a.score)::bigint as people_up_to from actual as a) as s;
     return v_differing;
 end
 $function$;

@@ -33,7 +33,9 @@ do $schema$
 declare
     v_object record;
 begin
-    drop view if exists builder_score.health, builder_score.queue_by_priority, builder_score.live_score_counts;
+    drop view if exists builder_score.health, builder_score.queue_by_priority, builder_score.live_score_counts,
+        builder_score.newest_score_sum;
+    drop function if exists builder_score.counts_since(xid8, xid8[]);
     for v_object in
         select c.oid::regclass as name from pg_class as c
         where c.relnamespace = 'builder_score'::regnamespace and c.relkind = 'r' and c.relname <> 'alembic_version'

@@ -970,6 +970,7 @@ create table builder_score.score_counts (
     id uuid not null default gen_random_uuid(),
     scores numeric[] not null,
     people bigint[] not null,
+    people_up_to bigint[],
     stands_for pg_snapshot,
     written_by xid,
     constraint score_counts_pkey primary key (appended_by, id)
@@ -990,22 +991,52 @@ comment on column builder_score.score_counts.appended_by is 'The transaction tha
 comment on column builder_score.score_counts.id is 'Tells its rows apart.';
 comment on column builder_score.score_counts.scores is 'Scores that became more or less common.';
 comment on column builder_score.score_counts.people is 'By how many people; parallel to scores.';
+comment on column builder_score.score_counts.people_up_to is
+    'Of a sum, whose scores ascend: how many people have such a score or a lower one; parallel to scores. A rank is one place in it.';
 comment on column builder_score.score_counts.stands_for is 'Of a sum: the snapshot whose rows it replaced; null: what one statement changed.';
 comment on column builder_score.score_counts.written_by is
     'Of a sum: its own xmin, a subtransaction''s as a rule. Another one has a row that was restored, or replicated: its transactions are another server''s.';
 comment on constraint score_counts_pkey on builder_score.score_counts is 'Random, so that it is unique without waiting, on a promoted subscriber too.';
 comment on index builder_score.score_counts_sum is 'Sums, the newest last: one look past all that were deleted, while vacuum is held back.';
 
+create function builder_score.counts_since(first_later xid8, unfinished xid8[])
+returns table (place tid, scores numeric[], people bigint[])
+language sql stable
+begin atomic
+    select r.ctid, r.scores, r.people
+    from builder_score.score_counts as r
+    where r.appended_by >= counts_since.first_later and r.stands_for is null
+    union all
+    select r.ctid, r.scores, r.people
+    from builder_score.score_counts as r
+    where r.appended_by = any(counts_since.unfinished) and r.appended_by < counts_since.first_later and r.stands_for is null;
+end;
+
+comment on function builder_score.counts_since(xid8, xid8[]) is
+    'The rows that a sum does not hold: of transactions that were unfinished when it was made, and of those that began later. Inlined.';
+
+create view builder_score.newest_score_sum as
+select c.ctid as place, c.scores, c.people, c.people_up_to,
+       pg_snapshot_xmax(c.stands_for) as first_later,
+       array(select pg_snapshot_xip(c.stands_for)) || c.appended_by as unfinished,
+       c.xmin = c.written_by as genuine
+from builder_score.score_counts as c
+where c.stands_for is not null
+order by c.appended_by desc
+limit 1;
+
+comment on view builder_score.newest_score_sum is 'The last sum in score_counts, and what it does not hold.';
+comment on column builder_score.newest_score_sum.place is 'ctid of the row.';
+comment on column builder_score.newest_score_sum.scores is 'Scores, the lowest first.';
+comment on column builder_score.newest_score_sum.people is 'How many people have each; parallel to scores.';
+comment on column builder_score.newest_score_sum.people_up_to is 'How many have it or a lower one; parallel to scores.';
+comment on column builder_score.newest_score_sum.first_later is 'It holds nothing of this transaction and those after it.';
+comment on column builder_score.newest_score_sum.unfinished is 'Nor of these, which are earlier or its own.';
+comment on column builder_score.newest_score_sum.genuine is 'False: it came from another server, whose transactions these are, and says nothing here.';
+
 create view builder_score.live_score_counts as
 with newest as materialized (
-    select c.ctid as place, c.appended_by, c.scores, c.people,
-           pg_snapshot_xmax(c.stands_for) as first_later,
-           array(select x from pg_snapshot_xip(c.stands_for) as x union select c.appended_by) as unfinished,
-           c.xmin = c.written_by as genuine
-    from builder_score.score_counts as c
-    where c.stands_for is not null
-    order by c.appended_by desc
-    limit 1
+    select * from builder_score.newest_score_sum
 )
 select n.place, n.scores, n.people
 from newest as n
@@ -1013,24 +1044,8 @@ where n.genuine
 union all
 select c.place, c.scores, c.people
 from newest as n
-cross join lateral (
-    select r.ctid as place, r.scores, r.people
-    from builder_score.score_counts as r
-    where r.appended_by >= n.first_later and r.stands_for is null
-    offset 0
-) as c
+cross join lateral builder_score.counts_since(n.first_later, n.unfinished) as c
 where n.genuine
-union all
-select c.place, c.scores, c.people
-from newest as n
-cross join lateral unnest(n.unfinished) as u(appended_by)
-cross join lateral (
-    select r.ctid as place, r.scores, r.people
-    from builder_score.score_counts as r
-    where r.appended_by = u.appended_by and r.stands_for is null
-    offset 0
-) as c
-where n.genuine and u.appended_by < n.first_later
 union all
 select c.ctid, c.scores, c.people
 from builder_score.score_counts as c
@@ -1159,10 +1174,10 @@ begin
         group by r.score
         having sum(r.people) <> 0
     )
-    insert into builder_score.score_counts (scores, people, stands_for, written_by)
+    insert into builder_score.score_counts (scores, people, people_up_to, stands_for, written_by)
     select coalesce(array_agg(s.score order by s.score), '{}'), coalesce(array_agg(s.people order by s.score), '{}'),
-           pg_current_snapshot(), v_written_by
-    from summed as s;
+           coalesce(array_agg(s.people_up_to order by s.score), '{}'), pg_current_snapshot(), v_written_by
+    from (select u.*, sum(u.people) over (order by u.score)::bigint as people_up_to from summed as u) as s;
     return true;
 end
 $function$;
@@ -4374,25 +4389,51 @@ set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: host_users, score_state, score_counts
 -- writes: nothing
--- A generic plan, as in distribution().
+-- A generic plan, as in distribution(). Statement by statement, each with what the one before it found, for these few
+-- look-ups take no longer than the executor takes to begin with a plan that holds them all.
+declare
+    v_is_there boolean;
+    v_sum record;
+    v_higher bigint;
+    v_lower bigint;
 begin
-    perform builder_score.require_attached();
-    perform from builder_score.host_users as u where u.id = standing.user_id;
-    if not found then
+    if (select h.attached_at is null from builder_score.host as h) then
+        perform builder_score.require_attached();
+    end if;
+    select true, s.score into v_is_there, score
+    from builder_score.host_users as u
+    left join builder_score.score_state as s on s.user_id = standing.user_id
+    where u.id = standing.user_id;
+    if v_is_there is null then
         perform builder_score.unknown_user(standing.user_id);
     end if;
-    score := (select s.score from builder_score.score_state as s where s.user_id = standing.user_id);
-    select n.everybody,
-           case when standing.score is not null then n.higher + 1 end,
-           case when standing.score is not null then 100 * n.lower::double precision / greatest(n.everybody - 1, 1) end
-    into people, rank, percentile
-    from (
-        select coalesce(sum(r.people), 0)::bigint as everybody,
-               coalesce(sum(r.people) filter (where r.score > standing.score), 0)::bigint as higher,
-               coalesce(sum(r.people) filter (where r.score < standing.score), 0)::bigint as lower
-        from builder_score.live_score_counts as c
-        cross join lateral unnest(c.scores, c.people) as r(score, people)
-    ) as n;
+
+    select n.genuine, n.first_later, n.unfinished,
+           coalesce(n.people_up_to[cardinality(n.people_up_to)], 0) as people,
+           coalesce(n.people_up_to[p.place], 0) as at_most,
+           coalesce(n.people_up_to[case when n.scores[p.place] = standing.score then p.place - 1 else p.place end], 0) as lower
+    into v_sum
+    from builder_score.newest_score_sum as n
+    cross join lateral (select width_bucket(standing.score, n.scores) as place offset 0) as p;
+    if v_sum.genuine then
+        select v_sum.people + coalesce(sum(r.people), 0),
+               v_sum.people - v_sum.at_most + coalesce(sum(r.people) filter (where r.score > standing.score), 0),
+               v_sum.lower + coalesce(sum(r.people) filter (where r.score < standing.score), 0)
+        into people, v_higher, v_lower
+        from builder_score.counts_since(v_sum.first_later, v_sum.unfinished) as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people);
+    else
+        select coalesce(sum(r.people), 0),
+               coalesce(sum(r.people) filter (where r.score > standing.score), 0),
+               coalesce(sum(r.people) filter (where r.score < standing.score), 0)
+        into people, v_higher, v_lower
+        from builder_score.score_counts as c
+        cross join lateral unnest(c.scores, c.people) as r(score, people);
+    end if;
+    if score is not null then
+        rank := v_higher + 1;
+        percentile := 100 * v_lower::double precision / greatest(people - 1, 1);
+    end if;
 end
 $function$;
 
@@ -4467,10 +4508,10 @@ begin
     actual as (
         select s.score, count(*) as people from builder_score.score_state as s where s.score is not null group by s.score
     )
-    insert into builder_score.score_counts (scores, people, stands_for, written_by)
-    select coalesce(array_agg(a.score order by a.score), '{}'), coalesce(array_agg(a.people order by a.score), '{}'),
-           pg_current_snapshot(), v_written_by
-    from actual as a;
+    insert into builder_score.score_counts (scores, people, people_up_to, stands_for, written_by)
+    select coalesce(array_agg(s.score order by s.score), '{}'), coalesce(array_agg(s.people order by s.score), '{}'),
+           coalesce(array_agg(s.people_up_to order by s.score), '{}'), pg_current_snapshot(), v_written_by
+    from (select a.*, sum(a.people) over (order by a.score)::bigint as people_up_to from actual as a) as s;
     return v_differing;
 end
 $function$;
