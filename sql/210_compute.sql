@@ -9,43 +9,57 @@ return case when n < 1e300 then log10(1 + n::double precision) else log(n)::doub
 
 comment on function builder_score.log10_of_one_plus(numeric) is 'log10(1 + n), for n up to 10^131071.';
 
-create function builder_score.count_vouches(user_id builder_score.user_id, confirmed text[]) returns bigint
+create function builder_score.count_many(
+    user_id builder_score.user_id,
+    shipped_statuses text[],
+    confirmed_statuses text[],
+    impact_keys text[],
+    out shipped double precision,
+    out impact numeric,
+    out people double precision,
+    out rows_read bigint
+) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
 set plan_cache_mode = force_custom_plan
 set enable_bitmapscan = on
 set enable_seqscan = on
+set max_parallel_workers_per_gather = 0
 as $function$
 -- reads: host_projects, host_collaborations
 -- writes: nothing
--- As compute() does it, but planned for this one user: for somebody with very many projects that is no probe for each.
--- Callers have forbidden the planner what it is to choose here.
+-- As compute() does it, but planned for this one user: for somebody with very many rows that is no probe for each.
+-- Callers have forbidden the planner what it is to choose here. The application's processors are not taken for it.
 begin
-    return (
-        select count(*)
-        from (
-            select v.person
-            from (
-                select c.user_id as person
-                from builder_score.host_projects as p
-                join builder_score.host_collaborations as c on c.project_id = p.id
-                where p.owner_id = count_vouches.user_id and c.status = any(count_vouches.confirmed)
-                union all
-                select p.owner_id
-                from builder_score.host_collaborations as c
-                join builder_score.host_projects as p on p.id = c.project_id
-                where c.user_id = count_vouches.user_id and c.status = any(count_vouches.confirmed)
-            ) as v
-            where v.person <> count_vouches.user_id
-            group by v.person
-        ) as w
-    );
+    select count(*) filter (where p.status = any(count_many.shipped_statuses)),
+           coalesce(sum(p.github_stars + m.impact), 0), count(*)
+    into shipped, impact, rows_read
+    from builder_score.host_projects as p
+    cross join lateral (
+        select coalesce(sum(builder_score.count_of(p.impact_metrics -> k.key)), 0) as impact
+        from unnest(count_many.impact_keys) as k(key)
+    ) as m
+    where p.owner_id = count_many.user_id;
+
+    select count(distinct v.person) filter (where v.person <> count_many.user_id), count_many.rows_read + count(*)
+    into people, rows_read
+    from (
+        select c.user_id as person
+        from builder_score.host_projects as p
+        join builder_score.host_collaborations as c on c.project_id = p.id
+        where p.owner_id = count_many.user_id and c.status = any(count_many.confirmed_statuses)
+        union all
+        select p.owner_id
+        from builder_score.host_collaborations as c
+        join builder_score.host_projects as p on p.id = c.project_id
+        where c.user_id = count_many.user_id and c.status = any(count_many.confirmed_statuses)
+    ) as v;
 end
 $function$;
 
-comment on function builder_score.count_vouches(builder_score.user_id, text[]) is
-    'How many other people a user has a confirmed collaboration with: for compute(), where there are more than a thousand projects.';
+comment on function builder_score.count_many(builder_score.user_id, text[], text[], text[]) is
+    'What compute() counts of a user''s projects and collaborations, where there are more than a thousand of either.';
 
 create function builder_score.compute(
     user_ids builder_score.user_id[],
@@ -75,13 +89,14 @@ as $function$
 -- writes: nothing
 -- stored: users.builder_score
 -- rows_read: of projects and collaborations. Who has more of them than max_rows is not read to the end, and has no score.
--- Without max_rows, who has more than a thousand projects has their vouches counted apart, and those rows not counted.
+-- Without max_rows, who has more than a thousand of either is not read to the end here, but counted apart.
 -- An index scan a user: a bitmap is dearer to make than the few rows behind it.
 #variable_conflict use_column
 declare
     v_shipped constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'shipped');
     v_confirmed constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'confirmed');
     v_keys constant text[] := array(select k.key from builder_score.impact_keys as k);
+    v_limit constant bigint := coalesce(max_rows, 1000);
     f record;
 begin
     select coalesce(max(s.max_points) filter (where s.signal = 'shipped'), 0) as shipped_max,
@@ -112,18 +127,18 @@ begin
            p.stored, p.rows_read
     from (
         select i.user_id,
-               owned.shipped::numeric as shipped,
-               least(f.shipped_max, f.shipped_scale * ln(owned.shipped + 1) / ln(2)) as shipped_points,
-               vouched.people::numeric as vouches,
-               least(f.vouches_max, f.vouches_scale * ln(vouched.people + 1) / ln(2)) as vouches_points,
-               owned.impact as impact,
-               least(f.impact_max, f.impact_scale * builder_score.log10_of_one_plus(owned.impact)) as impact_points,
+               n.shipped::numeric as shipped,
+               least(f.shipped_max, f.shipped_scale * ln(n.shipped + 1) / ln(2)) as shipped_points,
+               n.people::numeric as vouches,
+               least(f.vouches_max, f.vouches_scale * ln(n.people + 1) / ln(2)) as vouches_points,
+               n.impact as impact,
+               least(f.impact_max, f.impact_scale * builder_score.log10_of_one_plus(n.impact)) as impact_points,
                host.profile::numeric as profile,
                least(f.profile_max, f.profile_scale * host.profile) as profile_points,
                host.age_days::numeric as age,
                least(f.age_max, f.age_scale * host.age_days / 365) as age_points,
                host.stored,
-               owned.rows_read + vouched.rows_read as rows_read
+               n.rows_read
         from unnest(user_ids, as_of) as i(user_id, as_of)
         cross join lateral (
             select u.profile_filled::double precision / greatest(u.profile_fields, 1) as profile,
@@ -141,13 +156,12 @@ begin
             select count(*) filter (where p.status = any(v_shipped))::double precision as shipped,
                    coalesce(sum(p.github_stars + m.impact), 0) as impact,
                    array_agg(p.id) as ids,
-                   count(*) as rows_read,
-                   count(*) > 1000 and max_rows is null as are_many
+                   count(*) as rows_read
             from (
                 select h.id, h.status, h.github_stars, h.impact_metrics
                 from builder_score.host_projects as h
                 where h.owner_id = i.user_id
-                limit max_rows + 1
+                limit v_limit + 1
             ) as p
             cross join lateral (
                 select coalesce(sum(builder_score.count_of(p.impact_metrics -> k.key)), 0) as impact
@@ -155,12 +169,11 @@ begin
             ) as m
         ) as owned
         cross join lateral (
-            select count(distinct v.person) filter (where v.person <> i.user_id)::double precision
-                   + case when owned.are_many then builder_score.count_vouches(i.user_id, v_confirmed) else 0 end as people,
+            select count(distinct v.person) filter (where v.person <> i.user_id)::double precision as people,
                    count(*) as rows_read
             from (
                 select c.user_id as person
-                from unnest(case when not owned.are_many then owned.ids end) as p(id)
+                from unnest(owned.ids) as p(id)
                 cross join lateral (
                     select k.user_id from builder_score.host_collaborations as k
                     where k.project_id = p.id and k.status = any(v_confirmed)
@@ -172,10 +185,18 @@ begin
                 cross join lateral (
                     select h.owner_id from builder_score.host_projects as h where h.id = c.project_id offset 0
                 ) as p
-                where c.user_id = i.user_id and c.status = any(v_confirmed) and not owned.are_many
-                limit max_rows + 1
+                where c.user_id = i.user_id and c.status = any(v_confirmed)
+                limit v_limit + 1
             ) as v
         ) as vouched
+        cross join lateral (
+            select owned.shipped, owned.impact, vouched.people, owned.rows_read + vouched.rows_read as rows_read
+            where max_rows is not null or greatest(owned.rows_read, vouched.rows_read) <= v_limit
+            union all
+            select m.shipped, m.impact, m.people, m.rows_read
+            from builder_score.count_many(i.user_id, v_shipped, v_confirmed, v_keys) as m
+            where max_rows is null and greatest(owned.rows_read, vouched.rows_read) > v_limit
+        ) as n
     ) as p;
 end
 $function$;

@@ -542,7 +542,8 @@ def test_rows_of_another_server_are_read_all_of_them(db: Db, people: dict[str, U
         truncate builder_score.score_counts;
         insert into builder_score.score_counts
         select ((t.appended_by::text)::numeric + 1000000)::text::xid8, t.id, t.scores, t.people,
-               t.people_up_to, case when t.stands_for is not null then '5000000:5000000:'::pg_snapshot end,
+               t.people_up_to,
+               case when t.stands_for is not null then '5000000:5000000:'::pg_snapshot end,
                t.written_by
         from there as t
         """,

@@ -141,7 +141,10 @@ def test_two_collaborators_on_a_third_persons_project_do_not_vouch_for_each_othe
 
 MANY_PROJECTS: LiteralString = """
     with made as (
-        insert into projects (owner_id, title) select %(owner)s, 'p' from generate_series(1, %(n)s)
+        insert into projects (owner_id, title, status, github_stars, impact_metrics)
+        select %(owner)s, 'p', case n %% 500 when 0 then 'shipped' else 'in_progress' end, n %% 3,
+               (array['{"users": -7}', '{"users": "1.5"}', '{"users": 2}', '{}'])[n %% 4 + 1]::jsonb
+        from generate_series(1, %(n)s) as n
         returning id
     ), p as (select id, row_number() over () as place from made),
     u as (select id, substr(username, 5)::integer as place from users where username like 'user%%')
@@ -167,7 +170,45 @@ def test_somebody_with_very_many_projects_is_vouched_for_like_anybody(
     add_collaborator(scratch, add_project(scratch, people[21]), owner)
     add_collaborator(scratch, add_project(scratch, people[22]), owner, "invited")
     assert explained(scratch, owner)["vouches"][0] == 21
-    assert scores(scratch)[owner].signals["vouches"].raw == 21
+    assert_by_the_book(scratch, owner)
+
+
+MANY_COLLABORATIONS: LiteralString = """
+    with u as (
+        select id, substr(username, 5)::integer as place from users where username like 'user%%'
+    ), made as (
+        insert into projects (owner_id, title)
+        select u.id, 'p' from generate_series(1, %(n)s) as n join u on n %% 20 = u.place
+        returning id
+    )
+    insert into project_collaborators (project_id, user_id, status)
+    select m.id, %(helper)s, 'confirmed' from made as m
+"""
+
+
+@pytest.mark.parametrize("projects", [999, 1000, 1001, 1500])
+def test_somebody_who_helps_with_very_many_projects_is_scored_like_anybody(
+    scratch: Db, projects: int
+) -> None:
+    helper = add_user(scratch, "helper")
+    people = [add_user(scratch, f"user{number}") for number in range(23)]
+    scratch.execute(MANY_COLLABORATIONS, {"helper": helper, "n": projects})
+    assert explained(scratch, helper)["vouches"][0] == 20
+    own = add_project(
+        scratch, helper, status="shipped", github_stars=40, impact_metrics={"users": "2.5"}
+    )
+    for user in (helper, people[0], people[21]):
+        add_collaborator(scratch, own, user)
+    add_collaborator(scratch, add_project(scratch, people[22]), helper, "invited")
+    assert explained(scratch, helper)["vouches"][0] == 21
+    assert_by_the_book(scratch, helper)
+
+
+def assert_by_the_book(db: Db, user: UUID) -> None:
+    signals = scores(db)[user].signals
+    assert {name: raw for name, (raw, _) in explained(db, user).items() if name != "age"} == {
+        name: pytest.approx(float(signal.raw)) for name, signal in signals.items() if name != "age"
+    }
 
 
 @pytest.mark.parametrize("status", ["pending", "declined", "removed", "Confirmed", ""])
