@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from threading import Event, Thread
+from threading import Event, Semaphore, Thread
 from typing import Any
 
 import psycopg
@@ -19,6 +19,7 @@ from tests.statements import connect, run
 
 BATCH = 500
 COPIES = 4
+TRANSACTIONS_A_BATCH = 16
 MB = 1024 * 1024
 
 # A twentieth of the people waits at high priority, a fifth at medium, the rest, and the longest, at
@@ -88,17 +89,26 @@ def memory(pid: int) -> int:
 
 
 class Host:
-    """An application that goes on writing, with a timeout, beside its own endless transaction."""
+    """An application that goes on writing, with a timeout, beside its own endless transaction.
+
+    So much a batch, however fast either is: what it appends is done soon, and then is in the way of
+    the batches that come, for nothing is vacuumed.
+    """
 
     def __init__(self, address: str, dice: Random) -> None:
         self.transactions = 0
         self.errors: list[psycopg.Error] = []
         self._address, self._dice = address, dice
         self._stop = Event()
+        self._turns = Semaphore(0)
         self._thread = Thread(target=self._write)
         with connect(address) as db:
             self.people = [add_user(db, f"bystander{number}", bio="bio") for number in range(20)]
             self.projects = [add_project(db, person) for person in self.people]
+
+    def may_write(self) -> None:
+        """Let it go on; before each batch."""
+        self._turns.release(TRANSACTIONS_A_BATCH)
 
     @contextmanager
     def at_work(self) -> Generator[None]:
@@ -118,6 +128,8 @@ class Host:
         with connect(self._address) as db:
             db.execute("set lock_timeout = '5s'; set statement_timeout = '10s'")
             while not self._stop.wait(0.005):
+                if not self._turns.acquire(timeout=0.05):
+                    continue
                 try:
                     with db.transaction():
                         db.execute(
@@ -134,10 +146,13 @@ class Host:
                     return
 
 
-def drain_by_batches(db: Connection[Any], worker: Connection[Any], look_every: int) -> int:
+def drain_by_batches(
+    db: Connection[Any], worker: Connection[Any], host: Host, look_every: int
+) -> int:
     """Run batches until nothing is due; look at each, and at health between them."""
     heaviest = lightest = 0
     for number in itertools.count():
+        host.may_write()
         before = one(worker, ROWS_READ), one(worker, BLOCKS_READ)
         chosen, recalculated, trouble = run(
             worker, "select chosen, recalculated, trouble from builder_score.run_batch()"
@@ -182,7 +197,7 @@ def test_a_long_queue_is_worked_off_in_batches_like_any_other(
         rows = one(db, "select count(*) from builder_score.score_recalc_queue")
         host = Host(database, dice)
         with psycopg.connect(database) as worker, host.at_work():
-            batches = drain_by_batches(db, worker, max(1, people // 10_000))
+            batches = drain_by_batches(db, worker, host, max(1, people // 10_000))
             assert (
                 one(
                     db,
