@@ -127,6 +127,8 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return  # a process that xdist started knows of its own tests only
     reports = [
         report
         for category in ("passed", "failed")

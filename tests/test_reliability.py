@@ -98,6 +98,15 @@ def test_a_round_that_fails_is_played_again_by_its_seed(tmp_path: Path) -> None:
     assert re.search(r"test_it.py::test_it: seed \d+: 1 throws", again.stdout)
 
 
+def test_a_failure_in_one_process_is_one_of_all_of_them(tmp_path: Path) -> None:
+    report = tmp_path / "report.md"
+    (tmp_path / "test_another.py").write_text(FAILING.format(limit=1), encoding="utf-8")
+    options = ("--numprocesses=2", "--dist=loadfile", "--attack-report", str(report))
+    failed = play(tmp_path, str(tmp_path / "test_another.py"), *options, limit=0)
+    assert "1 failed, 1 passed" in failed.stdout, failed.stdout
+    assert not report.exists()
+
+
 def test_what_held_is_reported(tmp_path: Path) -> None:
     report = tmp_path / "report.md"
     held = play(tmp_path, "--soak", "0.01", "--attack-report", str(report), limit=1)
