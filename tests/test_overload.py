@@ -19,7 +19,7 @@ from tests.statements import connect, run
 
 BATCH = 500
 COPIES = 4
-TRANSACTIONS_A_BATCH = 16
+TRANSACTIONS_A_BATCH = 6
 MB = 1024 * 1024
 
 # A twentieth of the people waits at high priority, a fifth at medium, the rest, and the longest, at
