@@ -1251,7 +1251,7 @@ $function$;
 comment on function builder_score.to_jsonb_or_null(text) is 'For hosts that keep JSON in a json or text column: the value as jsonb, or null where it is none.';
 
 -- The score: one set-based query over the three host views.
--- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys, score_state
 -- writes: nothing
 
 create function builder_score.log10_of_one_plus(n numeric) returns double precision
@@ -1337,18 +1337,22 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 set enable_bitmapscan = off
 as $function$
--- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys
+-- reads: host_users, host_projects, host_collaborations, signals, statuses, impact_keys, score_state
 -- writes: nothing
 -- stored: users.builder_score
 -- rows_read: of projects and collaborations. Who has more of them than max_rows is not read to the end, and has no score.
--- Without max_rows, who has more than a thousand of either is not read to the end here, but counted apart.
+-- Without max_rows, who has more than a thousand of either is not read to the end here, but counted apart: at once, where
+-- score_state says so of a user who is alone.
 -- An index scan a user: a bitmap is dearer to make than the few rows behind it.
 #variable_conflict use_column
 declare
     v_shipped constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'shipped');
     v_confirmed constant text[] := array(select s.status from builder_score.statuses as s where s.meaning = 'confirmed');
     v_keys constant text[] := array(select k.key from builder_score.impact_keys as k);
-    v_limit constant bigint := coalesce(max_rows, 1000);
+    v_limit constant bigint := coalesce(max_rows, case
+        when cardinality(user_ids) = 1
+             and exists (select from builder_score.score_state as s where s.user_id = user_ids[1] and s.rows_read is not null) then 0
+        else 1000 end);
     f record;
 begin
     select coalesce(max(s.max_points) filter (where s.signal = 'shipped'), 0) as shipped_max,
@@ -1425,7 +1429,7 @@ begin
                    count(*) as rows_read
             from (
                 select c.user_id as person
-                from unnest(owned.ids) as p(id)
+                from unnest(case when owned.rows_read <= v_limit then owned.ids end) as p(id)
                 cross join lateral (
                     select k.user_id from builder_score.host_collaborations as k
                     where k.project_id = p.id and k.status = any(v_confirmed)
@@ -1437,7 +1441,7 @@ begin
                 cross join lateral (
                     select h.owner_id from builder_score.host_projects as h where h.id = c.project_id offset 0
                 ) as p
-                where c.user_id = i.user_id and c.status = any(v_confirmed)
+                where c.user_id = i.user_id and c.status = any(v_confirmed) and owned.rows_read <= v_limit
                 limit v_limit + 1
             ) as v
         ) as vouched
