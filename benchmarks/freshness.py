@@ -15,13 +15,12 @@ from psycopg import Connection, OperationalError
 from benchmarks import arrivals, freshness_report, hosts, servers
 from benchmarks.arrivals import Event
 from benchmarks.freshness_report import Idleness, Round, Sides
-from benchmarks.measuring import backend_seconds
 from benchmarks.peers.celery_workers import CeleryWorkers
 from benchmarks.peers.redis_server import private_redis
 from benchmarks.progress import say
 from benchmarks.reports import Report
 from benchmarks.scales import Scale
-from benchmarks.usage import Backends, tree_seconds
+from benchmarks.usage import Backends, backend_seconds, tree_seconds
 from pyscore.cluster import PrivateCluster
 
 NAME = "freshness"

@@ -9,11 +9,12 @@ from psycopg import Connection
 
 from benchmarks import communities, hosts, servers
 from benchmarks.communities import Communities, rest
-from benchmarks.measuring import Ratio, alternate, backend_seconds, wall
+from benchmarks.measuring import Ratio, alternate, wall
 from benchmarks.plots import OTHER, OURS, Plot
 from benchmarks.progress import say
 from benchmarks.reports import Figure, Report, Table
 from benchmarks.scales import Scale
+from benchmarks.usage import backend_seconds
 
 NAME = "growth"
 TITLE = "What a recalculation costs as an application grows"

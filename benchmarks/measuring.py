@@ -1,15 +1,11 @@
-"""Rounds that alternate, ratios of the same round, and what a process has used."""
+"""Rounds that alternate, and ratios of the same round."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from benchmarks.progress import say
-
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -64,33 +60,3 @@ def wall(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the seconds of processor time that a process has used; a hundredth is the finest."""
-    return _processor_times(pid)[0]
-
-
-def backend_seconds(pid: int) -> float:
-    """Return what `cpu_seconds` does, for a process of one thread: in nanoseconds where it can."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-    except FileNotFoundError:  # the kernel keeps none
-        return cpu_seconds(pid)
-
-
-def cpu_seconds_of_children(pid: int) -> float:
-    """Return the seconds that the children of a process have used that have ended."""
-    return _processor_times(pid)[1]
-
-
-def children(pid: int) -> set[int]:
-    """Return the ids of a process's children."""
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def _processor_times(pid: int) -> tuple[float, float]:
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    # The second field is the program's name in brackets, and may hold anything.
-    fields = [int(field) for field in stat.rpartition(")")[2].split()[11:15]]
-    return (fields[0] + fields[1]) / TICKS, (fields[2] + fields[3]) / TICKS

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measuring import children, cpu_seconds_of_children
 from benchmarks.servers import postmaster
+from benchmarks.usage import children, cpu_seconds_of_children
 from pyscore.cluster import PrivateCluster
 
 SCRIPTS = Path(__file__).parent / "scripts"

@@ -14,7 +14,7 @@ from uuid import UUID
 from psycopg import Connection
 
 from benchmarks import hosts, servers
-from benchmarks.measuring import Ratio, alternate, backend_seconds, wall
+from benchmarks.measuring import Ratio, alternate, wall
 from benchmarks.peers import procrastinate_worker
 from benchmarks.peers.celery_workers import CeleryWorkers
 from benchmarks.peers.redis_server import private_redis
@@ -30,6 +30,7 @@ from benchmarks.recomputing import (
 )
 from benchmarks.reports import Figure, Report, Table
 from benchmarks.scales import Scale
+from benchmarks.usage import backend_seconds
 from pyscore.cluster import PrivateCluster
 
 NAME = "throughput"

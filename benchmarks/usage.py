@@ -1,11 +1,35 @@
-"""Processor time of backends that come and go, and of a process with all that it has started."""
+"""Processor time, in seconds: of a process, of backends that come and go, of all of a server."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from benchmarks.measuring import TICKS, backend_seconds
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds of processor time that a process has used; a hundredth is the finest."""
+    return _processor_times(pid)[0]
+
+
+def backend_seconds(pid: int) -> float:
+    """Return what `cpu_seconds` does, for a process of one thread: in nanoseconds where it can."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except FileNotFoundError:  # the kernel keeps none
+        return cpu_seconds(pid)
+
+
+def cpu_seconds_of_children(pid: int) -> float:
+    """Return the seconds that the children of a process have used that have ended."""
+    return _processor_times(pid)[1]
+
+
+def children(pid: int) -> set[int]:
+    """Return the ids of a process's children."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 class Backends:
@@ -67,8 +91,15 @@ def tree_seconds(root: int) -> float:
         pid = int(path.parent.name)
         parents[pid] = int(fields[1])
         # its own, and that of children it has waited for
-        used[pid] = sum(map(int, fields[11:15])) / TICKS
+        used[pid] = sum(map(int, fields[11:15])) / _TICKS
     tree = {root}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= more
     return sum(used.get(pid, 0.0) for pid in tree)
+
+
+def _processor_times(pid: int) -> tuple[float, float]:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    # The second field is the program's name in brackets, and may hold anything.
+    fields = [int(field) for field in stat.rpartition(")")[2].split()[11:15]]
+    return (fields[0] + fields[1]) / _TICKS, (fields[2] + fields[3]) / _TICKS

@@ -19,10 +19,11 @@ from click.testing import CliRunner
 
 from benchmarks import __main__ as command
 from benchmarks import hosts, servers
-from benchmarks.measuring import Ratio, alternate, children, cpu_seconds, cpu_seconds_of_children
+from benchmarks.measuring import Ratio, alternate
 from benchmarks.plots import OURS, Plot
 from benchmarks.reports import RESULTS, Figure, Report, Table, number, read_figures, summarise
 from benchmarks.scales import Scale
+from benchmarks.usage import children, cpu_seconds, cpu_seconds_of_children
 from pyscore.cluster import PrivateCluster
 from tests.commands import ROOT, environment
 from tests.community import one

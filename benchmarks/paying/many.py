@@ -6,10 +6,11 @@ from typing import Any
 from psycopg import Connection
 
 from benchmarks import servers
-from benchmarks.measuring import Ratio, backend_seconds, wall
+from benchmarks.measuring import Ratio, wall
 from benchmarks.paying.databases import ALONE, NO_TRIGGERS, OURS, Bench
 from benchmarks.progress import say
 from benchmarks.reports import Figure, Table
+from benchmarks.usage import backend_seconds
 
 _TITLE = "A copied project"
 
