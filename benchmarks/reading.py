@@ -33,9 +33,11 @@ _REMARKS = (
     "against the first ten, place by place. *Discovery*: from the middle of those who "
     "share a score of 60 at most.",
     "Rank and percentile are `builder_score.standing()`, for users at random, beside "
-    "`select count(*) from users where builder_score > …`, which is an index-only scan of vacuumed "
-    "pages; each time the rank, the people and the percentile were compared with those counted "
-    "over score_state.",
+    "`select count(*) from users where builder_score > …`, as a rule an index-only scan of "
+    "vacuumed pages, and where most people are above a scan of the table; among many it has two "
+    "parallel workers. Each time the rank, the people and the percentile were compared with those "
+    "counted over score_state. A look right after a count(*) finds the processor's caches full "
+    "of that.",
 )
 
 Place = Position | None
@@ -51,13 +53,19 @@ def run(scale: Scale) -> Report:
         db.prepare_threshold = None
         reader = _Reader(db, people)
         pages, table = _pages(reader, scale)
-        ranks = _ranks(reader, scale)
+        ranks, places = _ranks(reader, scale)
         health = _health(reader, scale)
     return Report(
         NAME,
         TITLE,
         figures=[*pages, *ranks],
-        tables=[table, health, _while_written(shared, some), _beside_the_worker(shared, some)],
+        tables=[
+            table,
+            places,
+            health,
+            _while_written(shared, some),
+            _beside_the_worker(shared, some),
+        ],
         remarks=_REMARKS,
         server=servers.describe(shared.cluster),
     )
@@ -171,17 +179,18 @@ def _pages(reader: _Reader, scale: Scale) -> tuple[list[Figure], Table]:
     return figures, table
 
 
-def _ranks(reader: _Reader, scale: Scale) -> list[Figure]:
+def _ranks(reader: _Reader, scale: Scale) -> tuple[list[Figure], Table]:
     db = reader.db
     number = scale.pick(smoke=3, quick=15, ordinary=25)
     query = "select id, builder_score from users order by chance(hashtext(id::text), 7) limit %s"
     asked = db.execute(query, [number]).fetchall()
+    count = "select count(*) from users where builder_score > %(score)s"
+    stand = "select * from builder_score.standing(%(user)s)"
     counting: list[float] = []
     standing: list[float] = []
+    blocks: dict[str, list[int]] = {count: [], stand: []}
     for user_id, score in asked:
         _expect_exact(db, user_id)
-        count = "select count(*) from users where builder_score > %(score)s"
-        stand = "select * from builder_score.standing(%(user)s)"
         times = alternate(
             {
                 "count": partial(reader.seconds, count, {"score": score}),
@@ -192,8 +201,16 @@ def _ranks(reader: _Reader, scale: Scale) -> list[Figure]:
         )
         counting.append(median(times["count"]))
         standing.append(median(times["standing"]))
+        blocks[count].append(reader.blocks(count, {"score": score}))
+        blocks[stand].append(reader.blocks(stand, {"user": user_id}))
+    prepared = partial(db.execute, stand.encode(), prepare=True)
+    again = [
+        wall(partial(prepared, {"user": user_id}))
+        for _ in range(scale.pick(smoke=2, quick=20, ordinary=20))
+        for user_id, _score in asked
+    ]
     say(f"count {1e3 * median(counting):.1f} ms, standing {1e3 * median(standing):.2f} ms")
-    return [
+    figures = [
         Figure.of(
             f"rank and percentile of a user among {reader.people:,}",
             "count(*) of those above",
@@ -203,6 +220,16 @@ def _ranks(reader: _Reader, scale: Scale) -> list[Figure]:
             f"{1e3 * median(counting):.1f} ms, medians of {number} users; exact for each",
         )
     ]
+    table = Table(
+        f"Where a user stands, {reader.people:,} users",
+        ["", "blocks, median", "milliseconds, median"],
+        [
+            ("count(*) of those above", median(blocks[count]), 1e3 * median(counting)),
+            ("standing(), after a count(*)", median(blocks[stand]), 1e3 * median(standing)),
+            ("standing(), prepared, one after another", median(blocks[stand]), 1e3 * median(again)),
+        ],
+    )
+    return figures, table
 
 
 def _expect_exact(db: Connection[Any], user_id: object) -> None:
