@@ -169,16 +169,23 @@ def test_very_many_rows_of_one_user_are_not_probed_one_by_one(
     backlog: HostDatabase, makes_many: LiteralString
 ) -> None:
     with planning(backlog.address, "generic") as db:
+        user = one(db, "select id from users limit 1")
         db.execute(makes_many)
         db.execute("analyze projects", prepare=False)
         db.execute("analyze project_collaborators", prepare=False)
+        # as callers have it, whatever that is
+        query: LiteralString = """
+            select from builder_score.score_users(
+                (select array_agg(id) from users where id = %s), '{}')
+        """
         with recorded(db) as computing:
-            # as callers have it, whatever that is
-            db.execute("""
-                select from builder_score.score_users(
-                    (select array_agg(id) from (select id from users limit 1) as one), '{}')
-            """)
+            db.execute(query, [user])
+        with recorded(db) as again:
+            db.execute(query, [user])
     assert computing.of("compute").rows <= 1_001, "it has gone on to the end"
+    known = again.of("compute").scans("users", "projects", "project_collaborators")
+    assert max(scan.rows for scan in known) <= 20, "it has not asked whether that is known"
+    assert again.of("count_many")
     people = computing.of("count_many")[-1]
     tables = {"projects", "project_collaborators"}
     looks = [node for node in people.nodes if node.get("Relation Name") in tables]
