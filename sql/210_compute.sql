@@ -65,6 +65,7 @@ create function builder_score.compute(
     user_ids builder_score.user_id[],
     as_of timestamptz[],
     max_rows bigint default null,
+    until timestamptz default null,
     out user_id builder_score.user_id,
     out shipped numeric,
     out shipped_points double precision,
@@ -78,7 +79,8 @@ create function builder_score.compute(
     out age_points double precision,
     out score numeric,
     out stored numeric,
-    out rows_read bigint
+    out rows_read bigint,
+    out place integer
 ) returns setof record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -91,6 +93,7 @@ as $function$
 -- rows_read: of projects and collaborations. Who has more of them than max_rows is not read to the end, and has no score.
 -- Without max_rows, who has more than a thousand of either is not read to the end here, but counted apart: at once, where
 -- score_state says so of a user who is alone.
+-- until: who comes later is left out, but the first fifty. place: that of the user in user_ids; they are done in their order.
 -- An index scan a user: a bitmap is dearer to make than the few rows behind it.
 #variable_conflict use_column
 declare
@@ -128,7 +131,7 @@ begin
            case when p.rows_read <= max_rows is not false then round(least(greatest(
                p.shipped_points + p.vouches_points + p.impact_points + p.profile_points + p.age_points,
                0), 100)::numeric, 6) end,
-           p.stored, p.rows_read
+           p.stored, p.rows_read, p.place::integer
     from (
         select i.user_id,
                n.shipped::numeric as shipped,
@@ -142,8 +145,13 @@ begin
                host.age_days::numeric as age,
                least(f.age_max, f.age_scale * host.age_days / 365) as age_points,
                host.stored,
-               n.rows_read
-        from unnest(user_ids, as_of) as i(user_id, as_of)
+               n.rows_read,
+               i.place
+        from (
+            select o.user_id, o.as_of, o.place
+            from unnest(user_ids, as_of) with ordinality as o(user_id, as_of, place)
+            where compute.until is null or o.place <= 50 or clock_timestamp() <= compute.until
+        ) as i
         cross join lateral (
             select u.profile_filled::double precision / greatest(u.profile_fields, 1) as profile,
                    case when isfinite(u.created_at)
@@ -205,6 +213,6 @@ begin
 end
 $function$;
 
-comment on function builder_score.compute(builder_score.user_id[], timestamptz[], bigint) is
+comment on function builder_score.compute(builder_score.user_id[], timestamptz[], bigint, timestamptz) is
     'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
     'with the account''s age taken as of the moment at the same place in as_of.';

@@ -208,40 +208,26 @@ as $function$
 -- reads: nothing
 -- writes: NOTIFY builder_score_changed
 declare
-    v_json text[];
-    v_first integer := 1;
-    v_length integer;
-    v_total integer := 0;
+    v_payload constant text := format('{"user_ids": %s}', array_to_json(user_ids::text[]));
+    v_length constant integer := octet_length(v_payload);
+    v_count constant integer := cardinality(user_ids);
+    v_at_once integer;
 begin
     -- A listener that hangs fills the server's queue, and then every COMMIT with a NOTIFY fails. Caches
     -- have a time to live for such days; scores go on.
     if pg_notification_queue_usage() > 0.9 then
         return;
     end if;
-    if cardinality(user_ids) > max_ids then
+    -- A payload ends at 7,999 bytes, and an id may be longer.
+    if v_count > max_ids or v_count = 1 and v_length > 7999 then
         perform pg_notify('builder_score_changed', '{"all": true}');
-        return;
-    end if;
-    -- A payload ends at 7,999 bytes.
-    v_json := array(
-        select j.id
-        from (select to_json(u.id::text)::text as id from unnest(user_ids) as u(id)) as j
-        where octet_length(j.id) + 20 <= 7999       -- an id may be longer
-    );
-    if cardinality(v_json) < cardinality(user_ids) then
-        perform pg_notify('builder_score_changed', '{"all": true}');
-    end if;
-    for i in 1..cardinality(v_json) loop
-        v_length := octet_length(v_json[i]) + 2;
-        if v_total + v_length + 18 > 7999 then
-            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:i - 1], ', ')));
-            v_first := i;
-            v_total := 0;
-        end if;
-        v_total := v_total + v_length;
-    end loop;
-    if v_total > 0 then
-        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:], ', ')));
+    elsif v_length <= 7999 then
+        perform pg_notify('builder_score_changed', v_payload);
+    else
+        v_at_once := ceil(v_count / ceil(v_length / 7980.0));
+        for i in 1..v_count by v_at_once loop
+            perform builder_score.notify_changed(user_ids[i:i + v_at_once - 1], v_count);
+        end loop;
     end if;
 end
 $function$;
@@ -269,20 +255,47 @@ create function builder_score.write_states(
     scores numeric[],
     many_rows bigint[],
     computed_at timestamptz,
-    stamp text
+    stamp text,
+    places tid[] default null
 ) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
 as $function$
 -- reads: nothing
 -- writes: score_state
 -- many_rows: null for most
--- An upsert, whatever a lock record costs: a join may be planned while the table is empty, and is kept as it fills.
+-- places: where the users' rows were seen, (0,0) for who had none. They are written there, without a look at an index; where
+-- one is there no more, all go the other way too, which changes nothing for those who are done.
 #variable_conflict use_column
+declare
+    v_places constant integer := coalesce(cardinality(array_remove(places, '(0,0)')), 0);
+    v_written bigint := 0;
 begin
+    if v_places > 0 then
+        update builder_score.score_state as s
+        set score = w.score,
+            previous_score = case when s.score is distinct from w.score then s.score else s.previous_score end,
+            computed_at = write_states.computed_at,
+            formula_stamp = write_states.stamp,
+            rows_read = w.many_rows,
+            attempts = 0,
+            retry_at = null,
+            first_failed_at = null
+        from unnest(user_ids, scores, many_rows, places) as w(user_id, score, many_rows, place)
+        where s.ctid = w.place and s.user_id = w.user_id;
+        get diagnostics v_written = row_count;
+    end if;
+    if v_written = cardinality(user_ids) then
+        return;
+    end if;
+    -- An upsert, whatever a lock record costs: a join may be planned while the table is empty, and is kept as it fills.
     insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp, rows_read)
     select w.user_id, w.score, write_states.computed_at, write_states.stamp, w.many_rows
-    from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+    from unnest(user_ids, scores, many_rows, places) as w(user_id, score, many_rows, place)
+    where w.place = '(0,0)' or v_written < v_places or places is null
     on conflict (user_id) do update
     set score = excluded.score,
         previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
@@ -295,7 +308,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.write_states(builder_score.user_id[], numeric[], bigint[], timestamptz, text) is
+comment on function builder_score.write_states(builder_score.user_id[], numeric[], bigint[], timestamptz, text, tid[]) is
     'Notes of each user that the score was computed, and whether that took many rows.';
 
 create function builder_score.score_users(
@@ -303,6 +316,7 @@ create function builder_score.score_users(
     row_ids bigint[],
     row_users builder_score.user_id[] default null,
     until timestamptz default null,
+    state_places tid[] default null,
     out recalculated integer,
     out changed integer,
     out put_off integer
@@ -317,6 +331,7 @@ as $function$
 -- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
 -- row_users: whose the rows are; needed where users may be put off, who are left as they are, and their rows: those who
 -- are not computed when it is until, and those among others who turn out to need a batch of their own.
+-- state_places: where the users' states were seen, parallel to user_ids; (0,0) for who has none.
 -- One probe a row: left alone, the planner goes through tens of thousands of queue rows for those it is to delete.
 #variable_conflict use_column
 declare
@@ -324,53 +339,42 @@ declare
     v_stamp constant text := builder_score.formula_stamp();      -- before what it is to vouch for is read
     v_many constant bigint := 1000;
     v_limit constant bigint := case when cardinality(user_ids) > 1 and row_users is not null then v_many end;
-    v_size constant integer := case when until is null or row_users is null then cardinality(user_ids) else 50 end;
-    v_piece builder_score.user_id[];
-    v_done integer := 0;
+    v_done integer;
     v_new record;
-    v_ids builder_score.user_id[] := array[]::builder_score.user_id[];
-    v_scores numeric[] := array[]::numeric[];
-    v_many_rows bigint[] := array[]::bigint[];
-    v_heavy builder_score.user_id[] := array[]::builder_score.user_id[];
-    v_changed_ids builder_score.user_id[] := array[]::builder_score.user_id[];
-    v_changed_scores numeric[] := array[]::numeric[];
 begin
-    while v_done < cardinality(user_ids) loop
-        v_piece := user_ids[v_done + 1:v_done + v_size];
-        select coalesce(array_agg(c.user_id) filter (where c.score is not null), '{}') as ids,
-               coalesce(array_agg(c.score) filter (where c.score is not null), '{}') as scores,
-               coalesce(array_agg(c.many_rows) filter (where c.score is not null), '{}') as many_rows,
-               coalesce(array_agg(c.user_id) filter (where c.score is null), '{}') as heavy,
-               coalesce(array_agg(c.user_id) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_ids,
-               coalesce(array_agg(c.score) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_scores
-        into v_new
-        from (
-            select k.user_id, k.stored, round(k.score, h.score_decimals) as score,
-                   case when k.rows_read > v_many then k.rows_read end as many_rows
-            from builder_score.compute(v_piece, array_fill(v_now, array[cardinality(v_piece)]), v_limit) as k
-            cross join builder_score.host as h
-        ) as c;
-        v_ids := v_ids || v_new.ids::builder_score.user_id[];
-        v_scores := v_scores || v_new.scores;
-        v_many_rows := v_many_rows || v_new.many_rows;
-        v_heavy := v_heavy || v_new.heavy::builder_score.user_id[];
-        v_changed_ids := v_changed_ids || v_new.changed_ids::builder_score.user_id[];
-        v_changed_scores := v_changed_scores || v_new.changed_scores;
-        v_done := v_done + cardinality(v_piece);
-        exit when clock_timestamp() > until;
-    end loop;
-    recalculated := cardinality(v_ids);
-    changed := cardinality(v_changed_ids);
-    put_off := cardinality(user_ids) - v_done + cardinality(v_heavy);
+    select coalesce(array_agg(c.user_id) filter (where c.score is not null), '{}') as ids,
+           coalesce(array_agg(c.score) filter (where c.score is not null), '{}') as scores,
+           coalesce(array_agg(c.many_rows) filter (where c.score is not null), '{}') as many_rows,
+           array_agg(c.state_place) filter (where c.score is not null) as state_places,
+           coalesce(array_agg(c.user_id) filter (where c.score is null), '{}') as heavy,
+           coalesce(array_agg(c.user_id) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_ids,
+           coalesce(array_agg(c.score) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_scores,
+           max(c.place) as last_place
+    into v_new
+    from (
+        select k.user_id, k.stored, round(k.score, h.score_decimals) as score, k.place, state_places[k.place] as state_place,
+               case when k.rows_read > v_many then k.rows_read end as many_rows
+        from builder_score.compute(
+            user_ids, array_fill(v_now, array[cardinality(user_ids)]), v_limit,
+            case when row_users is not null then score_users.until end) as k
+        cross join builder_score.host as h
+    ) as c;
+    v_done := case when until is null or row_users is null then cardinality(user_ids)
+                   else greatest(v_new.last_place, least(50, cardinality(user_ids))) end;     -- behind the last: nobody but who is gone
+    recalculated := cardinality(v_new.ids);
+    changed := cardinality(v_new.changed_ids);
+    put_off := cardinality(user_ids) - v_done + cardinality(v_new.heavy);
 
     -- An unchanged score is never written: the index on it would make every write a non-HOT update.
     if changed > 0 then
-        perform builder_score.write_scores(v_changed_ids, v_changed_scores);
-        perform builder_score.notify_changed(v_changed_ids, (select s.notify_max_ids from builder_score.settings as s));
+        perform builder_score.write_scores(v_new.changed_ids, v_new.changed_scores);
+        perform builder_score.notify_changed(v_new.changed_ids, (select s.notify_max_ids from builder_score.settings as s));
     end if;
-    perform builder_score.write_states(v_ids, v_scores, v_many_rows, v_now, v_stamp);
+    perform builder_score.write_states(
+        v_new.ids, v_new.scores, v_new.many_rows, v_now, v_stamp,
+        case when state_places is not null then v_new.state_places end);
 
-    delete from builder_score.score_dead_letter as d where d.user_id = any(v_ids);
+    delete from builder_score.score_dead_letter as d where d.user_id = any(v_new.ids::builder_score.user_id[]);
     if put_off = 0 then
         delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
     else
@@ -379,15 +383,15 @@ begin
             select r.row_id
             from unnest(score_users.row_ids, score_users.row_users) as r(row_id, user_id)
             where r.user_id in (select d.user_id from unnest(user_ids[:v_done]) as d(user_id))
-              and r.user_id not in (select h.user_id from unnest(v_heavy) as h(user_id))
+              and r.user_id not in (select h.user_id from unnest(v_new.heavy::builder_score.user_id[]) as h(user_id))
         ));
         insert into builder_score.score_state as s (user_id, rows_read)
-        select h.user_id, v_many + 1 from unnest(v_heavy) as h(user_id)
+        select h.user_id, v_many + 1 from unnest(v_new.heavy::builder_score.user_id[]) as h(user_id)
         on conflict (user_id) do update set rows_read = excluded.rows_read;
     end if;
 end
 $function$;
 
-comment on function builder_score.score_users(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+comment on function builder_score.score_users(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, tid[]) is
     'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows, '
     'but for those of users whom it puts off.';

@@ -329,6 +329,7 @@ create function builder_score.score_or_split(
     split_until timestamptz,
     known_code text default null,
     until timestamptz default null,
+    state_places tid[] default null,
     out recalculated integer,
     out changed integer,
     out put_off integer,
@@ -342,7 +343,7 @@ as $function$
 -- reads: what score_users() reads
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
--- until: when a whole batch is to stop; its parts, after a failure, do not.
+-- until, state_places: for a whole batch, as score_users() has them; its parts, after a failure, have none.
 -- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
     v_code text := known_code;
@@ -360,7 +361,7 @@ begin
         passes := 1;
         begin
             select s.recalculated, s.changed, s.put_off into recalculated, changed, put_off
-            from builder_score.score_users(user_ids, row_ids, row_users, until) as s;
+            from builder_score.score_users(user_ids, row_ids, row_users, until, state_places) as s;
             perform builder_score.fire_deferred_triggers();
             return;
         exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
@@ -410,7 +411,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz, tid[]) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 

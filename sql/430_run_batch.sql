@@ -1,6 +1,157 @@
 -- The order of a batch, on which rests that no update is lost and no score is stale.
 -- reads: everything          writes: users.builder_score and our own tables
 
+create function builder_score.read_again(
+    user_ids builder_score.user_id[],
+    locked builder_score.user_id[],
+    debounce_window interval,
+    place integer,
+    places integer,
+    out ready builder_score.user_id[],
+    out ready_states tid[],
+    out ready_rows bigint[],
+    out ready_row_users builder_score.user_id[],
+    out early_rows bigint[],
+    out early_row_users builder_score.user_id[],
+    out early_due timestamptz[],
+    out gone builder_score.user_id[],
+    out gone_rows bigint[],
+    out blocked builder_score.user_id[]
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue, score_state, host_users
+-- writes: nothing
+-- A snapshot later than every lock: hence volatile. The rows are all that can be seen of these users, due or not.
+declare
+    v_all_ready boolean;
+    v_fates text[];
+    v_due timestamptz[];
+begin
+    with seen as materialized (
+        -- one probe each, here and below: a plain join may scan the whole table for a batch
+        select u.user_id, r.id, r.not_before, r.priority
+        from unnest(read_again.user_ids) as u(user_id)
+        cross join lateral (
+            select q.id, q.not_before, q.priority
+            from builder_score.score_recalc_queue as q
+            where q.user_id = u.user_id
+            offset 0
+        ) as r
+    ),
+    candidate as (
+        select s.user_id, min(s.not_before) as not_before, min(s.priority) = 0 as forced
+        from seen as s
+        group by s.user_id
+        order by s.user_id      -- neighbours in the indexes one after the other, here and in compute()
+    ),
+    fate as materialized (
+        select c.user_id, s.place, d.due,
+               case when not coalesce(p.present, l.user_id is not null) then 'gone'
+                    when l.user_id is null then 'blocked'
+                    when d.due > clock_timestamp() then 'early'
+                    else 'ready' end as fate
+        from candidate as c
+        left join unnest(read_again.locked) as l(user_id) on l.user_id = c.user_id
+        left join lateral (
+            select x.ctid as place, x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
+        ) as s on true
+        left join lateral (
+            -- who is locked is there
+            select true as present from builder_score.host_users as u where u.id = c.user_id and l.user_id is null limit 1
+        ) as p on true
+        cross join lateral (
+            select greatest(
+                c.not_before,
+                -- a window that opened in the future: the clock was set back
+                case when not c.forced and s.computed_at <= clock_timestamp() then s.computed_at + read_again.debounce_window end,
+                s.retry_at
+            ) as due
+        ) as d
+    )
+    select r.row_ids, r.row_users, f.users, f.states, f.fates, f.due, f.all_ready
+    into ready_rows, ready_row_users, ready, ready_states, v_fates, v_due, v_all_ready
+    from (
+        select coalesce(array_agg(s.id), '{}') as row_ids, coalesce(array_agg(s.user_id), '{}') as row_users
+        from seen as s
+    ) as r
+    cross join (
+        select coalesce(array_agg(f.user_id), '{}') as users, coalesce(array_agg(coalesce(f.place, '(0,0)')), '{}') as states,
+               coalesce(array_agg(f.fate), '{}') as fates, coalesce(array_agg(f.due), '{}') as due,
+               coalesce(bool_and(f.fate = 'ready'), true) as all_ready
+        from fate as f
+    ) as f;
+
+    early_rows := '{}';
+    early_row_users := '{}';
+    early_due := '{}';
+    gone := '{}';
+    gone_rows := '{}';
+    blocked := '{}';
+    if v_all_ready then     -- as a rule
+        return;
+    end if;
+    with fate as materialized (
+        select f.user_id, f.place, f.fate, f.due
+        from unnest(read_again.ready, read_again.ready_states, v_fates, v_due) as f(user_id, place, fate, due)
+    ),
+    rows_of as (
+        select coalesce(array_agg(r.id) filter (where f.fate = 'ready'), '{}') as ready_rows,
+               coalesce(array_agg(r.user_id) filter (where f.fate = 'ready'), '{}') as ready_row_users,
+               coalesce(array_agg(r.id) filter (where f.fate = 'early'), '{}') as early_rows,
+               coalesce(array_agg(r.user_id) filter (where f.fate = 'early'), '{}') as early_row_users,
+               coalesce(array_agg(f.due) filter (where f.fate = 'early'), '{}') as early_due,
+               coalesce(array_agg(r.id) filter (where f.fate = 'gone'), '{}') as gone_rows
+        from unnest(read_again.ready_rows, read_again.ready_row_users) as r(id, user_id)
+        join fate as f on f.user_id = r.user_id
+    ),
+    users_of as (
+        select coalesce(array_agg(f.user_id) filter (where f.fate = 'ready'), '{}') as ready,
+               coalesce(array_agg(f.place) filter (where f.fate = 'ready'), '{}') as ready_states,
+               coalesce(array_agg(f.user_id) filter (where f.fate = 'gone'), '{}') as gone,
+               -- one of another worker's share is that one's to put off, if it is not the one who holds it
+               coalesce(array_agg(f.user_id) filter (
+                   where f.fate = 'blocked' and builder_score.is_share(f.user_id, read_again.place, read_again.places)
+               ), '{}') as blocked
+        from fate as f
+    )
+    select r.*, u.*
+    into ready_rows, ready_row_users, early_rows, early_row_users, early_due, gone_rows,
+         ready, ready_states, gone, blocked
+    from rows_of as r
+    cross join users_of as u;
+end
+$function$;
+
+comment on function builder_score.read_again(builder_score.user_id[], builder_score.user_id[], interval, integer, integer) is
+    'After the users were locked: what is to become of each, and the queue rows that this settles. ready: to be computed now; '
+    'early: not due yet; gone: no longer there; blocked: somebody else has them.';
+
+create function builder_score.next_batch_size(size integer, took interval, target interval, more_is_due boolean, largest integer)
+returns integer
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+begin
+    return case
+        when took > 1.5 * target then greatest(size / 2, 1)
+        -- it doubles only where there was time for three
+        when took < 0.75 * target and more_is_due then least(case when 3 * took < target then 2 * size else size + size / 4 + 1 end, largest)
+        else size
+    end;
+end
+$function$;
+
+comment on function builder_score.next_batch_size(integer, interval, interval, boolean, integer) is
+    'How many users the next batch is to have, where one of size took so long.';
+
 create function builder_score.run_batch(
     worker text default 'drain',
     inout memory builder_score.run_memory default null,
@@ -182,63 +333,8 @@ begin
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         v_seen_at := clock_timestamp();
-        with candidate as (
-            select c.user_id,
-                   l.user_id is not null as locked,
-                   coalesce(p.present, l.user_id is not null) as present,
-                   greatest(
-                       q.not_before,
-                       -- a window that opened in the future: the clock was set back
-                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_window end,
-                       s.retry_at
-                   ) as due,
-                   q.row_ids
-            from unnest(v_due) as c(user_id)
-            left join unnest(v_locked) as l(user_id) on l.user_id = c.user_id
-            -- one probe each: a plain join may scan the whole table for a batch
-            left join lateral (
-                select x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
-            ) as s on true
-            left join lateral (
-                -- who is locked is there
-                select true as present from builder_score.host_users as u where u.id = c.user_id and l.user_id is null limit 1
-            ) as p on true
-            cross join lateral (
-                select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
-                from builder_score.score_recalc_queue as r
-                where r.user_id = c.user_id
-            ) as q
-            where q.row_ids is not null
-        ),
-        fate as (
-            select c.*,
-                   case when not c.present then 'gone'
-                        when not c.locked then 'blocked'
-                        when c.due > clock_timestamp() then 'early'
-                        else 'ready' end as fate
-            from candidate as c
-        ),
-        by_row as (
-            select f.fate, f.user_id, f.due, r.row_id
-            from fate as f cross join lateral unnest(f.row_ids) as r(row_id)
-        ),
-        rows_of as (
-            select coalesce(array_agg(b.row_id) filter (where b.fate = 'ready'), '{}') as ready_rows,
-                   coalesce(array_agg(b.user_id) filter (where b.fate = 'ready'), '{}') as ready_row_users,
-                   coalesce(array_agg(b.row_id) filter (where b.fate = 'early'), '{}') as early_rows,
-                   coalesce(array_agg(b.user_id) filter (where b.fate = 'early'), '{}') as early_row_users,
-                   coalesce(array_agg(b.due) filter (where b.fate = 'early'), '{}') as early_due,
-                   coalesce(array_agg(b.row_id) filter (where b.fate = 'gone'), '{}') as gone_rows
-            from by_row as b
-        )
-        select r.*,
-               array(select f.user_id from fate as f where f.fate = 'ready') as ready,
-               -- one of another worker's share is that one's to put off, if it is not the one who holds it
-               array(select f.user_id from fate as f
-                     where f.fate = 'blocked' and builder_score.is_share(f.user_id, v_share.place, v_share.places)) as blocked,
-               array(select f.user_id from fate as f where f.fate = 'gone') as gone
-        into v_seen
-        from rows_of as r;
+        select r.* into v_seen
+        from builder_score.read_again(v_due, v_locked, v_window, v_share.place, v_share.places) as r;
 
         -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
         if cardinality(v_seen.ready) > 0 then
@@ -248,7 +344,7 @@ begin
             from builder_score.score_or_split(
                 v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
                 clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2),
-                until => v_until) as s;
+                until => v_until, state_places => v_seen.ready_states) as s;
             exhausted := exhausted and v_scored.put_off = 0;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
@@ -287,12 +383,8 @@ begin
     if v_alone and recalculated > 0 then
         memory.others_until := clock_timestamp() + (clock_timestamp() - v_began);
     elsif memory.batch_size is not null and recalculated > 0 then
-        memory.batch_size := case
-            when clock_timestamp() > v_began + 1.5 * v_settings.batch_target then greatest(v_size / 2, 1)
-            when clock_timestamp() < v_began + 0.75 * v_settings.batch_target and not v_all
-                then least(v_size + v_size / 4 + 1, v_settings.batch_size)
-            else v_size
-        end;
+        memory.batch_size := builder_score.next_batch_size(
+            v_size, clock_timestamp() - v_began, v_settings.batch_target, not v_all, v_settings.batch_size);
     end if;
     if in_full then
         memory.looked_at := clock_timestamp();

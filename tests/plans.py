@@ -28,6 +28,8 @@ _RECORDING = """
     set auto_explain.log_level = notice;
 """
 
+_BY_PLACE = {"Tid Scan": "ctid"}
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -36,7 +38,7 @@ class Scan:
     Attributes:
         node: The plan's word for how.
         table: Where.
-        index: The index, if it goes by one.
+        index: The index, if it goes by one; ctid where it knows the place of each row.
         rows: Rows it went through, whether or not they were wanted; at least one a time.
         blocks: Blocks it touched.
     """
@@ -82,7 +84,7 @@ class Statement:
                 yield Scan(
                     node=node["Node Type"],
                     table=node["Relation Name"],
-                    index=indexes[0] if indexes else None,
+                    index=indexes[0] if indexes else _BY_PLACE.get(node["Node Type"]),
                     rows=max(_rows(n) for n in inner),
                     blocks=node["Shared Hit Blocks"] + node["Shared Read Blocks"],
                 )

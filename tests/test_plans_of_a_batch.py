@@ -117,7 +117,7 @@ def test_locking_probes_each_user(batch: Recording) -> None:
 
 
 def test_reading_again_probes_each_user(batch: Recording) -> None:
-    again = Recording(s for s in batch.of("run_batch") if "candidate" in s.query)
+    again = batch.of("read_again")
     assert again.indexes("score_recalc_queue") == {"score_recalc_queue_user"}
     assert again.indexes("score_state") == {"score_state_pkey"}
     # who is locked is there
@@ -139,14 +139,29 @@ def test_writing_probes_each_row(batch: Recording) -> None:
     assert scoring.indexes("score_recalc_queue") == {"score_recalc_queue_pkey"}
     # each has a row or two
     assert max(scan.rows for scan in scoring.scans("score_recalc_queue")) <= 4 * BATCH
-    upserts = [
+    # where reading again has seen them, by no index
+    states = batch.of("write_states")
+    assert states.indexes("score_state") == {"ctid"}
+    assert states.rows <= 2 * BATCH
+    assert batch.of("heavy_users").indexes("score_state") == {"score_state_heavy"}
+
+
+@pytest.mark.parametrize("mode", get_args(PlanMode))
+def test_states_that_were_not_seen_are_probed(backlog: HostDatabase, mode: PlanMode) -> None:
+    with planning(backlog.address, mode) as db, recorded(db) as writing:
+        db.execute("""
+            select builder_score.write_states(
+                array_agg(id::builder_score.user_id), array_agg(1::numeric), array_agg(null::bigint),
+                now(), 'stamp')
+            from (select id from users limit 10) as some
+        """)
+    (upsert,) = (
         node["Conflict Arbiter Indexes"]
-        for statement in batch.of("write_states")
+        for statement in writing.of("write_states")
         for node in statement.nodes
         if "Conflict Arbiter Indexes" in node
-    ]
-    assert upserts == [["score_state_pkey"]]
-    assert batch.of("heavy_users").indexes("score_state") == {"score_state_heavy"}
+    )
+    assert upsert == ["score_state_pkey"]
 
 
 OWNS_MANY: LiteralString = """

@@ -1317,6 +1317,7 @@ create function builder_score.compute(
     user_ids builder_score.user_id[],
     as_of timestamptz[],
     max_rows bigint default null,
+    until timestamptz default null,
     out user_id builder_score.user_id,
     out shipped numeric,
     out shipped_points double precision,
@@ -1330,7 +1331,8 @@ create function builder_score.compute(
     out age_points double precision,
     out score numeric,
     out stored numeric,
-    out rows_read bigint
+    out rows_read bigint,
+    out place integer
 ) returns setof record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -1343,6 +1345,7 @@ as $function$
 -- rows_read: of projects and collaborations. Who has more of them than max_rows is not read to the end, and has no score.
 -- Without max_rows, who has more than a thousand of either is not read to the end here, but counted apart: at once, where
 -- score_state says so of a user who is alone.
+-- until: who comes later is left out, but the first fifty. place: that of the user in user_ids; they are done in their order.
 -- An index scan a user: a bitmap is dearer to make than the few rows behind it.
 #variable_conflict use_column
 declare
@@ -1380,7 +1383,7 @@ begin
            case when p.rows_read <= max_rows is not false then round(least(greatest(
                p.shipped_points + p.vouches_points + p.impact_points + p.profile_points + p.age_points,
                0), 100)::numeric, 6) end,
-           p.stored, p.rows_read
+           p.stored, p.rows_read, p.place::integer
     from (
         select i.user_id,
                n.shipped::numeric as shipped,
@@ -1394,8 +1397,13 @@ begin
                host.age_days::numeric as age,
                least(f.age_max, f.age_scale * host.age_days / 365) as age_points,
                host.stored,
-               n.rows_read
-        from unnest(user_ids, as_of) as i(user_id, as_of)
+               n.rows_read,
+               i.place
+        from (
+            select o.user_id, o.as_of, o.place
+            from unnest(user_ids, as_of) with ordinality as o(user_id, as_of, place)
+            where compute.until is null or o.place <= 50 or clock_timestamp() <= compute.until
+        ) as i
         cross join lateral (
             select u.profile_filled::double precision / greatest(u.profile_fields, 1) as profile,
                    case when isfinite(u.created_at)
@@ -1457,7 +1465,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.compute(builder_score.user_id[], timestamptz[], bigint) is
+comment on function builder_score.compute(builder_score.user_id[], timestamptz[], bigint, timestamptz) is
     'Raw value and points of every signal, and the score (0 to 100, 6 decimals), of each user that exists, '
     'with the account''s age taken as of the moment at the same place in as_of.';
 
@@ -2435,40 +2443,26 @@ as $function$
 -- reads: nothing
 -- writes: NOTIFY builder_score_changed
 declare
-    v_json text[];
-    v_first integer := 1;
-    v_length integer;
-    v_total integer := 0;
+    v_payload constant text := format('{"user_ids": %s}', array_to_json(user_ids::text[]));
+    v_length constant integer := octet_length(v_payload);
+    v_count constant integer := cardinality(user_ids);
+    v_at_once integer;
 begin
     -- A listener that hangs fills the server's queue, and then every COMMIT with a NOTIFY fails. Caches
     -- have a time to live for such days; scores go on.
     if pg_notification_queue_usage() > 0.9 then
         return;
     end if;
-    if cardinality(user_ids) > max_ids then
+    -- A payload ends at 7,999 bytes, and an id may be longer.
+    if v_count > max_ids or v_count = 1 and v_length > 7999 then
         perform pg_notify('builder_score_changed', '{"all": true}');
-        return;
-    end if;
-    -- A payload ends at 7,999 bytes.
-    v_json := array(
-        select j.id
-        from (select to_json(u.id::text)::text as id from unnest(user_ids) as u(id)) as j
-        where octet_length(j.id) + 20 <= 7999       -- an id may be longer
-    );
-    if cardinality(v_json) < cardinality(user_ids) then
-        perform pg_notify('builder_score_changed', '{"all": true}');
-    end if;
-    for i in 1..cardinality(v_json) loop
-        v_length := octet_length(v_json[i]) + 2;
-        if v_total + v_length + 18 > 7999 then
-            perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:i - 1], ', ')));
-            v_first := i;
-            v_total := 0;
-        end if;
-        v_total := v_total + v_length;
-    end loop;
-    if v_total > 0 then
-        perform pg_notify('builder_score_changed', format('{"user_ids": [%s]}', array_to_string(v_json[v_first:], ', ')));
+    elsif v_length <= 7999 then
+        perform pg_notify('builder_score_changed', v_payload);
+    else
+        v_at_once := ceil(v_count / ceil(v_length / 7980.0));
+        for i in 1..v_count by v_at_once loop
+            perform builder_score.notify_changed(user_ids[i:i + v_at_once - 1], v_count);
+        end loop;
     end if;
 end
 $function$;
@@ -2496,20 +2490,47 @@ create function builder_score.write_states(
     scores numeric[],
     many_rows bigint[],
     computed_at timestamptz,
-    stamp text
+    stamp text,
+    places tid[] default null
 ) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_seqscan = off
 as $function$
 -- reads: nothing
 -- writes: score_state
 -- many_rows: null for most
--- An upsert, whatever a lock record costs: a join may be planned while the table is empty, and is kept as it fills.
+-- places: where the users' rows were seen, (0,0) for who had none. They are written there, without a look at an index; where
+-- one is there no more, all go the other way too, which changes nothing for those who are done.
 #variable_conflict use_column
+declare
+    v_places constant integer := coalesce(cardinality(array_remove(places, '(0,0)')), 0);
+    v_written bigint := 0;
 begin
+    if v_places > 0 then
+        update builder_score.score_state as s
+        set score = w.score,
+            previous_score = case when s.score is distinct from w.score then s.score else s.previous_score end,
+            computed_at = write_states.computed_at,
+            formula_stamp = write_states.stamp,
+            rows_read = w.many_rows,
+            attempts = 0,
+            retry_at = null,
+            first_failed_at = null
+        from unnest(user_ids, scores, many_rows, places) as w(user_id, score, many_rows, place)
+        where s.ctid = w.place and s.user_id = w.user_id;
+        get diagnostics v_written = row_count;
+    end if;
+    if v_written = cardinality(user_ids) then
+        return;
+    end if;
+    -- An upsert, whatever a lock record costs: a join may be planned while the table is empty, and is kept as it fills.
     insert into builder_score.score_state as s (user_id, score, computed_at, formula_stamp, rows_read)
     select w.user_id, w.score, write_states.computed_at, write_states.stamp, w.many_rows
-    from unnest(user_ids, scores, many_rows) as w(user_id, score, many_rows)
+    from unnest(user_ids, scores, many_rows, places) as w(user_id, score, many_rows, place)
+    where w.place = '(0,0)' or v_written < v_places or places is null
     on conflict (user_id) do update
     set score = excluded.score,
         previous_score = case when s.score is distinct from excluded.score then s.score else s.previous_score end,
@@ -2522,7 +2543,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.write_states(builder_score.user_id[], numeric[], bigint[], timestamptz, text) is
+comment on function builder_score.write_states(builder_score.user_id[], numeric[], bigint[], timestamptz, text, tid[]) is
     'Notes of each user that the score was computed, and whether that took many rows.';
 
 create function builder_score.score_users(
@@ -2530,6 +2551,7 @@ create function builder_score.score_users(
     row_ids bigint[],
     row_users builder_score.user_id[] default null,
     until timestamptz default null,
+    state_places tid[] default null,
     out recalculated integer,
     out changed integer,
     out put_off integer
@@ -2544,6 +2566,7 @@ as $function$
 -- The caller holds the users' row locks and has seen the queue rows in an earlier statement.
 -- row_users: whose the rows are; needed where users may be put off, who are left as they are, and their rows: those who
 -- are not computed when it is until, and those among others who turn out to need a batch of their own.
+-- state_places: where the users' states were seen, parallel to user_ids; (0,0) for who has none.
 -- One probe a row: left alone, the planner goes through tens of thousands of queue rows for those it is to delete.
 #variable_conflict use_column
 declare
@@ -2551,53 +2574,42 @@ declare
     v_stamp constant text := builder_score.formula_stamp();      -- before what it is to vouch for is read
     v_many constant bigint := 1000;
     v_limit constant bigint := case when cardinality(user_ids) > 1 and row_users is not null then v_many end;
-    v_size constant integer := case when until is null or row_users is null then cardinality(user_ids) else 50 end;
-    v_piece builder_score.user_id[];
-    v_done integer := 0;
+    v_done integer;
     v_new record;
-    v_ids builder_score.user_id[] := array[]::builder_score.user_id[];
-    v_scores numeric[] := array[]::numeric[];
-    v_many_rows bigint[] := array[]::bigint[];
-    v_heavy builder_score.user_id[] := array[]::builder_score.user_id[];
-    v_changed_ids builder_score.user_id[] := array[]::builder_score.user_id[];
-    v_changed_scores numeric[] := array[]::numeric[];
 begin
-    while v_done < cardinality(user_ids) loop
-        v_piece := user_ids[v_done + 1:v_done + v_size];
-        select coalesce(array_agg(c.user_id) filter (where c.score is not null), '{}') as ids,
-               coalesce(array_agg(c.score) filter (where c.score is not null), '{}') as scores,
-               coalesce(array_agg(c.many_rows) filter (where c.score is not null), '{}') as many_rows,
-               coalesce(array_agg(c.user_id) filter (where c.score is null), '{}') as heavy,
-               coalesce(array_agg(c.user_id) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_ids,
-               coalesce(array_agg(c.score) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_scores
-        into v_new
-        from (
-            select k.user_id, k.stored, round(k.score, h.score_decimals) as score,
-                   case when k.rows_read > v_many then k.rows_read end as many_rows
-            from builder_score.compute(v_piece, array_fill(v_now, array[cardinality(v_piece)]), v_limit) as k
-            cross join builder_score.host as h
-        ) as c;
-        v_ids := v_ids || v_new.ids::builder_score.user_id[];
-        v_scores := v_scores || v_new.scores;
-        v_many_rows := v_many_rows || v_new.many_rows;
-        v_heavy := v_heavy || v_new.heavy::builder_score.user_id[];
-        v_changed_ids := v_changed_ids || v_new.changed_ids::builder_score.user_id[];
-        v_changed_scores := v_changed_scores || v_new.changed_scores;
-        v_done := v_done + cardinality(v_piece);
-        exit when clock_timestamp() > until;
-    end loop;
-    recalculated := cardinality(v_ids);
-    changed := cardinality(v_changed_ids);
-    put_off := cardinality(user_ids) - v_done + cardinality(v_heavy);
+    select coalesce(array_agg(c.user_id) filter (where c.score is not null), '{}') as ids,
+           coalesce(array_agg(c.score) filter (where c.score is not null), '{}') as scores,
+           coalesce(array_agg(c.many_rows) filter (where c.score is not null), '{}') as many_rows,
+           array_agg(c.state_place) filter (where c.score is not null) as state_places,
+           coalesce(array_agg(c.user_id) filter (where c.score is null), '{}') as heavy,
+           coalesce(array_agg(c.user_id) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_ids,
+           coalesce(array_agg(c.score) filter (where c.score is not null and c.score is distinct from c.stored), '{}') as changed_scores,
+           max(c.place) as last_place
+    into v_new
+    from (
+        select k.user_id, k.stored, round(k.score, h.score_decimals) as score, k.place, state_places[k.place] as state_place,
+               case when k.rows_read > v_many then k.rows_read end as many_rows
+        from builder_score.compute(
+            user_ids, array_fill(v_now, array[cardinality(user_ids)]), v_limit,
+            case when row_users is not null then score_users.until end) as k
+        cross join builder_score.host as h
+    ) as c;
+    v_done := case when until is null or row_users is null then cardinality(user_ids)
+                   else greatest(v_new.last_place, least(50, cardinality(user_ids))) end;     -- behind the last: nobody but who is gone
+    recalculated := cardinality(v_new.ids);
+    changed := cardinality(v_new.changed_ids);
+    put_off := cardinality(user_ids) - v_done + cardinality(v_new.heavy);
 
     -- An unchanged score is never written: the index on it would make every write a non-HOT update.
     if changed > 0 then
-        perform builder_score.write_scores(v_changed_ids, v_changed_scores);
-        perform builder_score.notify_changed(v_changed_ids, (select s.notify_max_ids from builder_score.settings as s));
+        perform builder_score.write_scores(v_new.changed_ids, v_new.changed_scores);
+        perform builder_score.notify_changed(v_new.changed_ids, (select s.notify_max_ids from builder_score.settings as s));
     end if;
-    perform builder_score.write_states(v_ids, v_scores, v_many_rows, v_now, v_stamp);
+    perform builder_score.write_states(
+        v_new.ids, v_new.scores, v_new.many_rows, v_now, v_stamp,
+        case when state_places is not null then v_new.state_places end);
 
-    delete from builder_score.score_dead_letter as d where d.user_id = any(v_ids);
+    delete from builder_score.score_dead_letter as d where d.user_id = any(v_new.ids::builder_score.user_id[]);
     if put_off = 0 then
         delete from builder_score.score_recalc_queue as q where q.id = any(score_users.row_ids);
     else
@@ -2606,16 +2618,16 @@ begin
             select r.row_id
             from unnest(score_users.row_ids, score_users.row_users) as r(row_id, user_id)
             where r.user_id in (select d.user_id from unnest(user_ids[:v_done]) as d(user_id))
-              and r.user_id not in (select h.user_id from unnest(v_heavy) as h(user_id))
+              and r.user_id not in (select h.user_id from unnest(v_new.heavy::builder_score.user_id[]) as h(user_id))
         ));
         insert into builder_score.score_state as s (user_id, rows_read)
-        select h.user_id, v_many + 1 from unnest(v_heavy) as h(user_id)
+        select h.user_id, v_many + 1 from unnest(v_new.heavy::builder_score.user_id[]) as h(user_id)
         on conflict (user_id) do update set rows_read = excluded.rows_read;
     end if;
 end
 $function$;
 
-comment on function builder_score.score_users(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz) is
+comment on function builder_score.score_users(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, tid[]) is
     'Computes and writes the scores of users whose rows the caller has locked, and deletes exactly the given queue rows, '
     'but for those of users whom it puts off.';
 
@@ -2950,6 +2962,7 @@ create function builder_score.score_or_split(
     split_until timestamptz,
     known_code text default null,
     until timestamptz default null,
+    state_places tid[] default null,
     out recalculated integer,
     out changed integer,
     out put_off integer,
@@ -2963,7 +2976,7 @@ as $function$
 -- reads: what score_users() reads
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
--- until: when a whole batch is to stop; its parts, after a failure, do not.
+-- until, state_places: for a whole batch, as score_users() has them; its parts, after a failure, have none.
 -- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
     v_code text := known_code;
@@ -2981,7 +2994,7 @@ begin
         passes := 1;
         begin
             select s.recalculated, s.changed, s.put_off into recalculated, changed, put_off
-            from builder_score.score_users(user_ids, row_ids, row_users, until) as s;
+            from builder_score.score_users(user_ids, row_ids, row_users, until, state_places) as s;
             perform builder_score.fire_deferred_triggers();
             return;
         exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
@@ -3031,7 +3044,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz, tid[]) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 
@@ -3084,6 +3097,157 @@ comment on trigger reconsider_deferred on builder_score.settings is 'Has the wor
 
 -- The order of a batch, on which rests that no update is lost and no score is stale.
 -- reads: everything          writes: users.builder_score and our own tables
+
+create function builder_score.read_again(
+    user_ids builder_score.user_id[],
+    locked builder_score.user_id[],
+    debounce_window interval,
+    place integer,
+    places integer,
+    out ready builder_score.user_id[],
+    out ready_states tid[],
+    out ready_rows bigint[],
+    out ready_row_users builder_score.user_id[],
+    out early_rows bigint[],
+    out early_row_users builder_score.user_id[],
+    out early_due timestamptz[],
+    out gone builder_score.user_id[],
+    out gone_rows bigint[],
+    out blocked builder_score.user_id[]
+) returns record
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set jit = off
+set plan_cache_mode = force_generic_plan
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue, score_state, host_users
+-- writes: nothing
+-- A snapshot later than every lock: hence volatile. The rows are all that can be seen of these users, due or not.
+declare
+    v_all_ready boolean;
+    v_fates text[];
+    v_due timestamptz[];
+begin
+    with seen as materialized (
+        -- one probe each, here and below: a plain join may scan the whole table for a batch
+        select u.user_id, r.id, r.not_before, r.priority
+        from unnest(read_again.user_ids) as u(user_id)
+        cross join lateral (
+            select q.id, q.not_before, q.priority
+            from builder_score.score_recalc_queue as q
+            where q.user_id = u.user_id
+            offset 0
+        ) as r
+    ),
+    candidate as (
+        select s.user_id, min(s.not_before) as not_before, min(s.priority) = 0 as forced
+        from seen as s
+        group by s.user_id
+        order by s.user_id      -- neighbours in the indexes one after the other, here and in compute()
+    ),
+    fate as materialized (
+        select c.user_id, s.place, d.due,
+               case when not coalesce(p.present, l.user_id is not null) then 'gone'
+                    when l.user_id is null then 'blocked'
+                    when d.due > clock_timestamp() then 'early'
+                    else 'ready' end as fate
+        from candidate as c
+        left join unnest(read_again.locked) as l(user_id) on l.user_id = c.user_id
+        left join lateral (
+            select x.ctid as place, x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
+        ) as s on true
+        left join lateral (
+            -- who is locked is there
+            select true as present from builder_score.host_users as u where u.id = c.user_id and l.user_id is null limit 1
+        ) as p on true
+        cross join lateral (
+            select greatest(
+                c.not_before,
+                -- a window that opened in the future: the clock was set back
+                case when not c.forced and s.computed_at <= clock_timestamp() then s.computed_at + read_again.debounce_window end,
+                s.retry_at
+            ) as due
+        ) as d
+    )
+    select r.row_ids, r.row_users, f.users, f.states, f.fates, f.due, f.all_ready
+    into ready_rows, ready_row_users, ready, ready_states, v_fates, v_due, v_all_ready
+    from (
+        select coalesce(array_agg(s.id), '{}') as row_ids, coalesce(array_agg(s.user_id), '{}') as row_users
+        from seen as s
+    ) as r
+    cross join (
+        select coalesce(array_agg(f.user_id), '{}') as users, coalesce(array_agg(coalesce(f.place, '(0,0)')), '{}') as states,
+               coalesce(array_agg(f.fate), '{}') as fates, coalesce(array_agg(f.due), '{}') as due,
+               coalesce(bool_and(f.fate = 'ready'), true) as all_ready
+        from fate as f
+    ) as f;
+
+    early_rows := '{}';
+    early_row_users := '{}';
+    early_due := '{}';
+    gone := '{}';
+    gone_rows := '{}';
+    blocked := '{}';
+    if v_all_ready then     -- as a rule
+        return;
+    end if;
+    with fate as materialized (
+        select f.user_id, f.place, f.fate, f.due
+        from unnest(read_again.ready, read_again.ready_states, v_fates, v_due) as f(user_id, place, fate, due)
+    ),
+    rows_of as (
+        select coalesce(array_agg(r.id) filter (where f.fate = 'ready'), '{}') as ready_rows,
+               coalesce(array_agg(r.user_id) filter (where f.fate = 'ready'), '{}') as ready_row_users,
+               coalesce(array_agg(r.id) filter (where f.fate = 'early'), '{}') as early_rows,
+               coalesce(array_agg(r.user_id) filter (where f.fate = 'early'), '{}') as early_row_users,
+               coalesce(array_agg(f.due) filter (where f.fate = 'early'), '{}') as early_due,
+               coalesce(array_agg(r.id) filter (where f.fate = 'gone'), '{}') as gone_rows
+        from unnest(read_again.ready_rows, read_again.ready_row_users) as r(id, user_id)
+        join fate as f on f.user_id = r.user_id
+    ),
+    users_of as (
+        select coalesce(array_agg(f.user_id) filter (where f.fate = 'ready'), '{}') as ready,
+               coalesce(array_agg(f.place) filter (where f.fate = 'ready'), '{}') as ready_states,
+               coalesce(array_agg(f.user_id) filter (where f.fate = 'gone'), '{}') as gone,
+               -- one of another worker's share is that one's to put off, if it is not the one who holds it
+               coalesce(array_agg(f.user_id) filter (
+                   where f.fate = 'blocked' and builder_score.is_share(f.user_id, read_again.place, read_again.places)
+               ), '{}') as blocked
+        from fate as f
+    )
+    select r.*, u.*
+    into ready_rows, ready_row_users, early_rows, early_row_users, early_due, gone_rows,
+         ready, ready_states, gone, blocked
+    from rows_of as r
+    cross join users_of as u;
+end
+$function$;
+
+comment on function builder_score.read_again(builder_score.user_id[], builder_score.user_id[], interval, integer, integer) is
+    'After the users were locked: what is to become of each, and the queue rows that this settles. ready: to be computed now; '
+    'early: not due yet; gone: no longer there; blocked: somebody else has them.';
+
+create function builder_score.next_batch_size(size integer, took interval, target interval, more_is_due boolean, largest integer)
+returns integer
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: nothing
+-- writes: nothing
+begin
+    return case
+        when took > 1.5 * target then greatest(size / 2, 1)
+        -- it doubles only where there was time for three
+        when took < 0.75 * target and more_is_due then least(case when 3 * took < target then 2 * size else size + size / 4 + 1 end, largest)
+        else size
+    end;
+end
+$function$;
+
+comment on function builder_score.next_batch_size(integer, interval, interval, boolean, integer) is
+    'How many users the next batch is to have, where one of size took so long.';
 
 create function builder_score.run_batch(
     worker text default 'drain',
@@ -3266,63 +3430,8 @@ begin
 
         -- (c) re-read, in a new statement, whose snapshot is later than every lock
         v_seen_at := clock_timestamp();
-        with candidate as (
-            select c.user_id,
-                   l.user_id is not null as locked,
-                   coalesce(p.present, l.user_id is not null) as present,
-                   greatest(
-                       q.not_before,
-                       -- a window that opened in the future: the clock was set back
-                       case when not q.forced and s.computed_at <= clock_timestamp() then s.computed_at + v_window end,
-                       s.retry_at
-                   ) as due,
-                   q.row_ids
-            from unnest(v_due) as c(user_id)
-            left join unnest(v_locked) as l(user_id) on l.user_id = c.user_id
-            -- one probe each: a plain join may scan the whole table for a batch
-            left join lateral (
-                select x.computed_at, x.retry_at from builder_score.score_state as x where x.user_id = c.user_id limit 1
-            ) as s on true
-            left join lateral (
-                -- who is locked is there
-                select true as present from builder_score.host_users as u where u.id = c.user_id and l.user_id is null limit 1
-            ) as p on true
-            cross join lateral (
-                select array_agg(r.id) as row_ids, min(r.not_before) as not_before, min(r.priority) = 0 as forced
-                from builder_score.score_recalc_queue as r
-                where r.user_id = c.user_id
-            ) as q
-            where q.row_ids is not null
-        ),
-        fate as (
-            select c.*,
-                   case when not c.present then 'gone'
-                        when not c.locked then 'blocked'
-                        when c.due > clock_timestamp() then 'early'
-                        else 'ready' end as fate
-            from candidate as c
-        ),
-        by_row as (
-            select f.fate, f.user_id, f.due, r.row_id
-            from fate as f cross join lateral unnest(f.row_ids) as r(row_id)
-        ),
-        rows_of as (
-            select coalesce(array_agg(b.row_id) filter (where b.fate = 'ready'), '{}') as ready_rows,
-                   coalesce(array_agg(b.user_id) filter (where b.fate = 'ready'), '{}') as ready_row_users,
-                   coalesce(array_agg(b.row_id) filter (where b.fate = 'early'), '{}') as early_rows,
-                   coalesce(array_agg(b.user_id) filter (where b.fate = 'early'), '{}') as early_row_users,
-                   coalesce(array_agg(b.due) filter (where b.fate = 'early'), '{}') as early_due,
-                   coalesce(array_agg(b.row_id) filter (where b.fate = 'gone'), '{}') as gone_rows
-            from by_row as b
-        )
-        select r.*,
-               array(select f.user_id from fate as f where f.fate = 'ready') as ready,
-               -- one of another worker's share is that one's to put off, if it is not the one who holds it
-               array(select f.user_id from fate as f
-                     where f.fate = 'blocked' and builder_score.is_share(f.user_id, v_share.place, v_share.places)) as blocked,
-               array(select f.user_id from fate as f where f.fate = 'gone') as gone
-        into v_seen
-        from rows_of as r;
+        select r.* into v_seen
+        from builder_score.read_again(v_due, v_locked, v_window, v_share.place, v_share.places) as r;
 
         -- (d) compute, (e) write, (f) delete exactly the rows seen in (c)
         if cardinality(v_seen.ready) > 0 then
@@ -3332,7 +3441,7 @@ begin
             from builder_score.score_or_split(
                 v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
                 clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2),
-                until => v_until) as s;
+                until => v_until, state_places => v_seen.ready_states) as s;
             exhausted := exhausted and v_scored.put_off = 0;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
@@ -3371,12 +3480,8 @@ begin
     if v_alone and recalculated > 0 then
         memory.others_until := clock_timestamp() + (clock_timestamp() - v_began);
     elsif memory.batch_size is not null and recalculated > 0 then
-        memory.batch_size := case
-            when clock_timestamp() > v_began + 1.5 * v_settings.batch_target then greatest(v_size / 2, 1)
-            when clock_timestamp() < v_began + 0.75 * v_settings.batch_target and not v_all
-                then least(v_size + v_size / 4 + 1, v_settings.batch_size)
-            else v_size
-        end;
+        memory.batch_size := builder_score.next_batch_size(
+            v_size, clock_timestamp() - v_began, v_settings.batch_target, not v_all, v_settings.batch_size);
     end if;
     if in_full then
         memory.looked_at := clock_timestamp();
