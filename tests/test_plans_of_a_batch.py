@@ -153,7 +153,7 @@ def test_states_that_were_not_seen_are_probed(backlog: HostDatabase, mode: PlanM
             select builder_score.write_states(
                 array_agg(id::builder_score.user_id), array_agg(1::numeric), array_agg(null::bigint),
                 now(), 'stamp')
-            from (select id from users limit 10) as some
+            from (select id from users limit 10) as few
         """)
     (upsert,) = (
         node["Conflict Arbiter Indexes"]
