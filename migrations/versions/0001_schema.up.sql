@@ -3249,6 +3249,40 @@ $function$;
 comment on function builder_score.next_batch_size(integer, interval, interval, boolean, integer) is
     'How many users the next batch is to have, where one of size took so long.';
 
+create function builder_score.take_together(
+    due builder_score.user_id[],
+    first_of_them builder_score.user_id,
+    turn_of_heavy boolean,
+    nobody_else boolean,
+    out user_ids builder_score.user_id[],
+    out alone boolean,
+    out heavy builder_score.user_id[]
+) returns record
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: score_state
+-- writes: nothing
+-- Whoever takes as long as many others is alone in a batch, so that nobody is held with them. In their turn they come, and
+-- then for as long it is the turn of the others, where there are any. user_ids: none where it is to be looked past heavy.
+begin
+    alone := false;
+    user_ids := due;
+    heavy := builder_score.heavy_users(due);
+    if cardinality(heavy) = 0 then
+        return;
+    end if;
+    user_ids := array(select d.id from unnest(due) as d(id) where d.id not in (select h.id from unnest(heavy) as h(id)));
+    if first_of_them = any(heavy) and turn_of_heavy or cardinality(user_ids) = 0 and nobody_else then
+        alone := true;
+        user_ids := array[case when first_of_them = any(heavy) then first_of_them else heavy[1] end];
+    end if;
+end
+$function$;
+
+comment on function builder_score.take_together(builder_score.user_id[], builder_score.user_id, boolean, boolean) is
+    'Which of the due users a batch takes: one who is heavy, alone, or those who are not.';
+
 create function builder_score.run_batch(
     worker text default 'drain',
     inout memory builder_score.run_memory default null,
@@ -3291,7 +3325,7 @@ declare
     v_size integer;
     v_projects integer;
     v_until timestamptz;
-    v_heavy builder_score.user_id[];
+    v_taken record;
     v_alone boolean;
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
@@ -3382,24 +3416,18 @@ begin
             if cardinality(v_due) = 0 then
                 exit protected;
             end if;
-            -- Whoever takes as long as many others is alone in a batch, so that nobody is held with them. In their turn
-            -- they come, and then for as long it is the turn of the others, where there are any.
-            v_alone := false;
-            v_heavy := builder_score.heavy_users(v_due);
-            if cardinality(v_heavy) > 0 then
-                exhausted := false;
-                v_unlocked := array(select d.id from unnest(v_due) as d(id) where d.id not in (select h.id from unnest(v_heavy) as h(id)));
-                if v_chosen.first_of_them = any(v_heavy) and v_began >= coalesce(memory.others_until, '-infinity')
-                   or cardinality(v_unlocked) = 0 and (v_all or cardinality(v_passed_over) >= 20 * v_settings.batch_size) then
-                    v_alone := true;
-                    v_due := array[case when v_chosen.first_of_them = any(v_heavy) then v_chosen.first_of_them else v_heavy[1] end];
-                elsif cardinality(v_unlocked) = 0 then
-                    v_passed_over := (v_passed_over || v_heavy)::builder_score.user_id[];
-                    continue;
-                else
-                    v_due := v_unlocked;
-                end if;
+            select t.* into v_taken
+            from builder_score.take_together(
+                v_due, v_chosen.first_of_them,
+                v_began >= coalesce(memory.others_until, '-infinity'),
+                v_all or cardinality(v_passed_over) >= 20 * v_settings.batch_size) as t;
+            exhausted := exhausted and cardinality(v_taken.heavy) = 0;
+            v_alone := v_taken.alone;
+            if cardinality(v_taken.user_ids) = 0 then
+                v_passed_over := (v_passed_over || v_taken.heavy)::builder_score.user_id[];
+                continue;
             end if;
+            v_due := v_taken.user_ids;
             -- again: the project rows of a transaction that has committed since the first look, and whose people are chosen
             select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
             memory.marks[4] := least(memory.marks[4], v_expanded.mark);
