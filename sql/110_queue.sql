@@ -104,7 +104,7 @@ set enable_bitmapscan = off
 set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
--- writes: the sequence of score_recalc_queue.id
+-- writes: the sequence of score_recalc_queue.id, turns (a lock)
 -- A data-only restore loads rows with the ids they had, lets the triggers append more, and then sets the sequence
 -- to where it was; a logical replica gets the rows and no sequence. Without this, every write of the application's
 -- would meet an id that is taken. In a queue that is in order this looks behind its last row, and finds nothing.
@@ -115,7 +115,7 @@ begin
         return;
     end if;
     -- One at a time, and looking again: a second worker would set it back to what was the last id when it looked.
-    if pg_try_advisory_xact_lock(1651271539, 2) then
+    if builder_score.is_our_turn('catch ids up') then
         if exists (select from builder_score.score_recalc_queue as q
                    where q.id >= (select s.last_value + s.is_called::integer from builder_score.score_recalc_queue_id_seq as s)) then
             perform setval('builder_score.score_recalc_queue_id_seq', (select max(q.id) from builder_score.score_recalc_queue as q));

@@ -89,12 +89,12 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: statuses_changed_by
--- writes: statuses_changed_by
+-- writes: statuses_changed_by, turns (a lock)
 -- Restored from a dump it may name a transaction of another server's that is yet to come here, and statuses would seem
 -- to change all the time. Whoever changes them holds the lock to the end, so what we see under it has ended or is foreign.
 begin
     if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot())
-       and pg_try_advisory_xact_lock(1651271539, 3) then
+       and builder_score.is_our_turn('change statuses') then
         if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot()) then
             perform setval('builder_score.statuses_changed_by', pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
         end if;
@@ -110,7 +110,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
--- writes: score_recalc_queue, statuses_changed_by
+-- writes: score_recalc_queue, statuses_changed_by, turns (a lock)
 declare
     v_changed boolean := true;
 begin
@@ -130,7 +130,7 @@ begin
         perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
         if tg_table_name = 'statuses' then
             -- one after the other, so that the last id is that of the last to commit
-            perform pg_advisory_xact_lock(1651271539, 3);
+            perform builder_score.wait_for_our_turn('change statuses');
             perform setval('builder_score.statuses_changed_by', pg_current_xact_id()::text::bigint);
         end if;
     end if;

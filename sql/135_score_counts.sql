@@ -187,14 +187,14 @@ set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: score_counts
--- writes: score_counts
+-- writes: score_counts, turns (a lock)
 -- One at a time; who comes second has nothing to do. In an older snapshot than the lock's the rows may be gone already.
 declare
     v_written_by xid;
 begin
     if (select count(*) from (select from builder_score.live_score_counts limit at_least) as l) < at_least
        or current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
-       or not pg_try_advisory_xact_lock(1651271539, 4) then
+       or not builder_score.is_our_turn('sum score_counts up') then
         return false;
     end if;
     insert into builder_score.score_counts as c (scores, people) values ('{}', '{}') returning c.xmin into v_written_by;

@@ -68,10 +68,10 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_catalog
--- writes: backfill
+-- writes: backfill, turns (a lock)
 begin
     -- Beside a worker that is about to begin one the insert would wait for its batch.
-    if not pg_try_advisory_xact_lock(1651271539, 5) then
+    if not builder_score.is_our_turn('begin a walk') then
         return false;
     end if;
     insert into builder_score.backfill (reason, only_ageing, estimated_total)

@@ -134,14 +134,14 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
 -- reads: score_counts, score_state
--- writes: score_counts
+-- writes: score_counts, turns (a lock)
 -- Later than the lock, which a compaction and another repair take too, one statement puts in the place of all rows that it
 -- sees the counts of the score_state that it sees. What others change meanwhile they count in rows that it does not see.
 declare
     v_differing bigint;
     v_written_by xid;
 begin
-    perform pg_advisory_xact_lock(1651271539, 4);
+    perform builder_score.wait_for_our_turn('sum score_counts up');
     select count(*) into v_differing from builder_score.verify_score_counts();
     if v_differing = 0 then
         return 0;

@@ -238,7 +238,7 @@ def test_one_worker_at_a_time_catches_the_ids_up(db: Connection[Any], sessions: 
     last_value = "select last_value from builder_score.score_recalc_queue_id_seq"
     other = sessions("another worker")
     other.run("begin")
-    other.run("select pg_advisory_xact_lock(1651271539, 2)")
+    other.run("select builder_score.wait_for_our_turn('catch ids up')")
     # what the other worker sets may be handed out already when this one would set it back
     db.execute("select builder_score.keep_queue_ids_ahead()")
     assert one(db, last_value) == 1

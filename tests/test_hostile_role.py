@@ -94,6 +94,33 @@ def test_it_cannot_forge_a_score_by_posing_as_our_writer(
     assert_all_right(db)
 
 
+def test_advisory_locks_that_anybody_may_take_keep_no_transaction_of_ours_waiting(
+    app: Connection[Any], db: Connection[Any]
+) -> None:
+    people = [add_user(app, f"user{number}", bio="ships") for number in range(20)]
+    drain(db)
+    run(app, "select pg_advisory_lock(1651271539, key) from generate_series(2, 100) as key")
+    run(db, "set statement_timeout = '10s'")
+    db.execute(
+        "update builder_score.signals set max_points = 30, scale = 30 where signal = 'profile'"
+    )
+    db.execute("insert into builder_score.statuses values ('shipped', 'live')")
+    for person in people:
+        db.execute("select builder_score.recalculate(%s)", [person])
+    db.execute("call builder_score.run_worker('0.5 seconds')")
+    assert one(db, "select count(*) from builder_score.score_counts") < 8
+    drain(db)
+    assert_all_right(db)
+    run(db, "select setval('builder_score.score_recalc_queue_id_seq', 1, false)")
+    run(
+        db,
+        "insert into builder_score.score_recalc_queue (id, priority, reason)"
+        " overriding system value values (9, 20, '')",
+    )
+    run(db, "select builder_score.keep_queue_ids_ahead()")
+    assert one(db, "select last_value from builder_score.score_recalc_queue_id_seq") == 9
+
+
 # Each records who runs it. With public first on the search_path they are found before pg_catalog's.
 FUNCTIONS = {
     "clock_timestamp()": ("timestamptz", "pg_catalog.clock_timestamp()"),

@@ -434,6 +434,47 @@ create trigger keep_settings_row_on_truncate before truncate on builder_score.se
 comment on trigger keep_settings_row on builder_score.settings is 'Refuses to delete the one row.';
 comment on trigger keep_settings_row_on_truncate on builder_score.settings is 'Refuses to truncate the one row away.';
 
+-- What only one may do at a time. Whoever does it has its row locked until the transaction ends.
+-- reads: nothing          writes: turns (locks)
+
+-- Rows, and no advisory locks: those are anybody's to take who may connect, and these only their owner's.
+create table builder_score.turns (
+    turn text primary key
+);
+
+comment on table builder_score.turns is 'What only one may do at a time: whoever does it has its row locked until the transaction ends.';
+comment on column builder_score.turns.turn is 'What it is.';
+
+insert into builder_score.turns (turn) values ('catch ids up'), ('change statuses'), ('sum score_counts up'), ('begin a walk');
+
+create function builder_score.is_our_turn(turn text) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: turns
+-- writes: turns (a lock)
+begin
+    perform from builder_score.turns as t where t.turn = is_our_turn.turn for update skip locked;
+    return found;
+end
+$function$;
+
+comment on function builder_score.is_our_turn(text) is
+    'Whether nobody else does it, and until the transaction ends nobody else will. Waits for nobody.';
+
+create function builder_score.wait_for_our_turn(turn text) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: turns
+-- writes: turns (a lock)
+begin
+    perform from builder_score.turns as t where t.turn = wait_for_our_turn.turn for update;
+end
+$function$;
+
+comment on function builder_score.wait_for_our_turn(text) is 'Returns when nobody else does it, and until the transaction ends nobody else will.';
+
 -- The intake. Append-only: no unique key but id, no foreign key, no upsert, so that appending never waits.
 -- reads: nothing          writes: nothing
 
@@ -540,7 +581,7 @@ set enable_bitmapscan = off
 set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
--- writes: the sequence of score_recalc_queue.id
+-- writes: the sequence of score_recalc_queue.id, turns (a lock)
 -- A data-only restore loads rows with the ids they had, lets the triggers append more, and then sets the sequence
 -- to where it was; a logical replica gets the rows and no sequence. Without this, every write of the application's
 -- would meet an id that is taken. In a queue that is in order this looks behind its last row, and finds nothing.
@@ -551,7 +592,7 @@ begin
         return;
     end if;
     -- One at a time, and looking again: a second worker would set it back to what was the last id when it looked.
-    if pg_try_advisory_xact_lock(1651271539, 2) then
+    if builder_score.is_our_turn('catch ids up') then
         if exists (select from builder_score.score_recalc_queue as q
                    where q.id >= (select s.last_value + s.is_called::integer from builder_score.score_recalc_queue_id_seq as s)) then
             perform setval('builder_score.score_recalc_queue_id_seq', (select max(q.id) from builder_score.score_recalc_queue as q));
@@ -654,12 +695,12 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: statuses_changed_by
--- writes: statuses_changed_by
+-- writes: statuses_changed_by, turns (a lock)
 -- Restored from a dump it may name a transaction of another server's that is yet to come here, and statuses would seem
 -- to change all the time. Whoever changes them holds the lock to the end, so what we see under it has ended or is foreign.
 begin
     if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot())
-       and pg_try_advisory_xact_lock(1651271539, 3) then
+       and builder_score.is_our_turn('change statuses') then
         if (select c.last_value::text::xid8 from builder_score.statuses_changed_by as c) >= pg_snapshot_xmax(pg_current_snapshot()) then
             perform setval('builder_score.statuses_changed_by', pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
         end if;
@@ -675,7 +716,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: nothing
--- writes: score_recalc_queue, statuses_changed_by
+-- writes: score_recalc_queue, statuses_changed_by, turns (a lock)
 declare
     v_changed boolean := true;
 begin
@@ -695,7 +736,7 @@ begin
         perform builder_score.enqueue_everyone(format('formula: %s', tg_table_name));
         if tg_table_name = 'statuses' then
             -- one after the other, so that the last id is that of the last to commit
-            perform pg_advisory_xact_lock(1651271539, 3);
+            perform builder_score.wait_for_our_turn('change statuses');
             perform setval('builder_score.statuses_changed_by', pg_current_xact_id()::text::bigint);
         end if;
     end if;
@@ -1151,14 +1192,14 @@ set enable_seqscan = off
 set plan_cache_mode = force_generic_plan
 as $function$
 -- reads: score_counts
--- writes: score_counts
+-- writes: score_counts, turns (a lock)
 -- One at a time; who comes second has nothing to do. In an older snapshot than the lock's the rows may be gone already.
 declare
     v_written_by xid;
 begin
     if (select count(*) from (select from builder_score.live_score_counts limit at_least) as l) < at_least
        or current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
-       or not pg_try_advisory_xact_lock(1651271539, 4) then
+       or not builder_score.is_our_turn('sum score_counts up') then
         return false;
     end if;
     insert into builder_score.score_counts as c (scores, people) values ('{}', '{}') returning c.xmin into v_written_by;
@@ -1994,10 +2035,10 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $function$
 -- reads: pg_catalog
--- writes: backfill
+-- writes: backfill, turns (a lock)
 begin
     -- Beside a worker that is about to begin one the insert would wait for its batch.
-    if not pg_try_advisory_xact_lock(1651271539, 5) then
+    if not builder_score.is_our_turn('begin a walk') then
         return false;
     end if;
     insert into builder_score.backfill (reason, only_ageing, estimated_total)
@@ -4641,14 +4682,14 @@ set search_path = pg_catalog, pg_temp
 set jit = off
 as $function$
 -- reads: score_counts, score_state
--- writes: score_counts
+-- writes: score_counts, turns (a lock)
 -- Later than the lock, which a compaction and another repair take too, one statement puts in the place of all rows that it
 -- sees the counts of the score_state that it sees. What others change meanwhile they count in rows that it does not see.
 declare
     v_differing bigint;
     v_written_by xid;
 begin
-    perform pg_advisory_xact_lock(1651271539, 4);
+    perform builder_score.wait_for_our_turn('sum score_counts up');
     select count(*) into v_differing from builder_score.verify_score_counts();
     if v_differing = 0 then
         return 0;
