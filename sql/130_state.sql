@@ -210,6 +210,7 @@ create table builder_score.host (
     walk_again_after xid8,
     clock_set_back boolean not null default false,
     counted_at timestamptz default clock_timestamp(),
+    count_tried_at timestamptz,
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -224,6 +225,7 @@ comment on column builder_score.host.walk_again_after is
     'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
 comment on column builder_score.host.clock_set_back is 'The clock was set back: what waits by the old one is to be brought forward.';
 comment on column builder_score.host.counted_at is 'When score_counts was last compared with score_state; null: it is to be done at once.';
+comment on column builder_score.host.count_tried_at is 'When that was begun and not done, for want of a lock; null: it was done, or never begun.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)

@@ -214,8 +214,8 @@ begin
     if (select h.refreshed_at < clock_timestamp() - interval '1 day' or h.refreshed_at > clock_timestamp() from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
-    if builder_score.claim_repair_of_score_counts() then
-        perform builder_score.tidy_score_counts(repair => true);
+    if builder_score.claim_repair_of_score_counts() and builder_score.tidy_score_counts(repair => true) then
+        update builder_score.host set counted_at = clock_timestamp(), count_tried_at = null;
     end if;
 end
 $function$;
@@ -312,9 +312,11 @@ create function builder_score.run_round(
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set row_security = on
 as $function$
 -- reads: what run_batch() reads
 -- writes: what run_batch() writes, and backfill
+-- row_security: switched off for the role that calls, it would be an error to read through our policies.
 declare
     v_batch record;
 begin

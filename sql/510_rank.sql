@@ -171,7 +171,7 @@ comment on function builder_score.repair_score_counts() is
     'Where score_counts is not what score_state holds, counts anew. Returns how many scores differed. Waits for a compaction that is '
     'under way; keeps neither batches nor readers waiting. The worker calls it once a day, and after attach().';
 
-create function builder_score.tidy_score_counts(repair boolean default false) returns void
+create function builder_score.tidy_score_counts(repair boolean default false) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '0.1s'
@@ -185,14 +185,16 @@ begin
     else
         perform builder_score.compact_score_counts();
     end if;
+    return true;
 exception when others then
     raise warning 'builder_score: score_counts could not be %: % (%)', case when repair then 'repaired' else 'summed up' end, sqlerrm, sqlstate
         using hint = 'SELECT builder_score.repair_score_counts();';
+    return false;
 end
 $function$;
 
 comment on function builder_score.tidy_score_counts(boolean) is
-    'For the worker, now and then: sums score_counts up, or repairs it. An error is a warning.';
+    'For the worker, now and then: sums score_counts up, or repairs it. An error is a warning, and false.';
 
 create function builder_score.claim_repair_of_score_counts() returns boolean
 language plpgsql security definer
@@ -201,17 +203,21 @@ as $function$
 -- reads: host
 -- writes: host
 begin
-    -- from the future: the clock was set back
-    if (select h.counted_at between clock_timestamp() - interval '1 day' and clock_timestamp() from builder_score.host as h) then
+    -- What has failed, for somebody held a lock for a moment, is soon tried again, but not with every round.
+    -- From the future: the clock was set back.
+    if (select h.counted_at between clock_timestamp() - interval '1 day' and clock_timestamp()
+            or h.count_tried_at between clock_timestamp() - interval '10 seconds' and clock_timestamp()
+        from builder_score.host as h) then
         return false;
     end if;
     -- Not waiting for whoever attaches.
     update builder_score.host as h
-    set counted_at = clock_timestamp()
+    set count_tried_at = clock_timestamp()
     where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
     return found;
 end
 $function$;
 
 comment on function builder_score.claim_repair_of_score_counts() is
-    'Whether score_counts is to be compared with score_state now: once a day, and after attach(). Says so to one worker alone.';
+    'Whether score_counts is to be compared with score_state now: once a day, after attach(), and ten seconds after that has failed. '
+    'Says so to one worker alone.';

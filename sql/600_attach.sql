@@ -659,7 +659,8 @@ begin
         -- we hold the host's tables, so these have ended; and an id from a dump is another server's
         walk_again_after = null,
         -- a restore or a replication may have brought some of the rows
-        counted_at = null;
+        counted_at = null,
+        count_tried_at = null;
 
     -- what was a host's table when we were attached before, and has given its name to another
     return query

@@ -600,6 +600,29 @@ def test_the_worker_compares_once_a_day_and_after_attach(db: Db, people: dict[st
     assert db.execute(MISCOUNTS).fetchall() == []
 
 
+def test_a_comparison_that_could_not_be_made_is_made_soon(
+    db: Db, people: dict[str, UUID], sessions: Sessions
+) -> None:
+    """As when somebody makes an index on score_counts while the worker would write there."""
+    drift(db)
+    db.execute("update builder_score.host set counted_at = null")
+    said: list[str] = []
+    db.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    dba = sessions("dba")
+    dba.run("begin")
+    dba.run("lock table builder_score.score_counts in share mode")
+    for _ in range(3):  # in each round of an idle worker
+        db.execute("select builder_score.housekeeping()")
+    dba.run("commit")
+    assert ["could not be repaired" in line for line in said] == [True]
+    db.execute("select builder_score.housekeeping()")
+    assert db.execute(MISCOUNTS).fetchall() == DRIFT, "it has tried a moment ago"
+    db.execute("update builder_score.host set count_tried_at = count_tried_at - interval '10 s'")
+    db.execute("select builder_score.housekeeping()")
+    assert_ranks_right(db)
+    assert one(db, "select counted_at > now() - interval '1 minute' from builder_score.host")
+
+
 def test_counts_that_cannot_be_kept_tidy_keep_nobody_waiting(
     db: Db, people: dict[str, UUID], sessions: Sessions
 ) -> None:

@@ -165,6 +165,21 @@ def test_an_operator_sees_health_beside_pg_cron_and_may_run_the_worker(
             operator.execute(forbidden.encode())
 
 
+def test_a_worker_whose_role_has_row_security_switched_off_sees_every_row(
+    operator: Connection[Any], cron_database: str
+) -> None:
+    with psycopg.connect(cron_database, autocommit=True) as db:
+        configure(db, debounce_window="0")
+        add_user(db, "ann", bio="ships")
+        run(db, "alter table users enable row level security")
+        operator.execute("set row_security = off")
+        drain(operator)
+        assert_right(db)
+        add_user(db, "bob", bio="ships")
+        operator.execute("call builder_score.run_worker('0.1 seconds')")
+        assert_right(db)
+
+
 def test_a_drain_ends_although_there_is_always_something_to_put_off(db: Connection[Any]) -> None:
     # people whose windows are open, on a host that goes on writing them
     configure(db, debounce_window="5 minutes")

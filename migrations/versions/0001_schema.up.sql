@@ -979,6 +979,7 @@ create table builder_score.host (
     walk_again_after xid8,
     clock_set_back boolean not null default false,
     counted_at timestamptz default clock_timestamp(),
+    count_tried_at timestamptz,
     constraint "host has exactly one row" check (one_row)
 );
 
@@ -993,6 +994,7 @@ comment on column builder_score.host.walk_again_after is
     'After a change of statuses: everyone is walked again once the transactions before this one, which may have gone by the old list, have ended.';
 comment on column builder_score.host.clock_set_back is 'The clock was set back: what waits by the old one is to be brought forward.';
 comment on column builder_score.host.counted_at is 'When score_counts was last compared with score_state; null: it is to be done at once.';
+comment on column builder_score.host.count_tried_at is 'When that was begun and not done, for want of a lock; null: it was done, or never begun.';
 
 insert into builder_score.host (host_schema, search_path)
 select s.name, format('%I, public', s.name)
@@ -3811,8 +3813,8 @@ begin
     if (select h.refreshed_at < clock_timestamp() - interval '1 day' or h.refreshed_at > clock_timestamp() from builder_score.host as h) then
         perform builder_score.refresh_ages();
     end if;
-    if builder_score.claim_repair_of_score_counts() then
-        perform builder_score.tidy_score_counts(repair => true);
+    if builder_score.claim_repair_of_score_counts() and builder_score.tidy_score_counts(repair => true) then
+        update builder_score.host set counted_at = clock_timestamp(), count_tried_at = null;
     end if;
 end
 $function$;
@@ -3909,9 +3911,11 @@ create function builder_score.run_round(
 ) returns record
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set row_security = on
 as $function$
 -- reads: what run_batch() reads
 -- writes: what run_batch() writes, and backfill
+-- row_security: switched off for the role that calls, it would be an error to read through our policies.
 declare
     v_batch record;
 begin
@@ -4719,7 +4723,7 @@ comment on function builder_score.repair_score_counts() is
     'Where score_counts is not what score_state holds, counts anew. Returns how many scores differed. Waits for a compaction that is '
     'under way; keeps neither batches nor readers waiting. The worker calls it once a day, and after attach().';
 
-create function builder_score.tidy_score_counts(repair boolean default false) returns void
+create function builder_score.tidy_score_counts(repair boolean default false) returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set lock_timeout = '0.1s'
@@ -4733,14 +4737,16 @@ begin
     else
         perform builder_score.compact_score_counts();
     end if;
+    return true;
 exception when others then
     raise warning 'builder_score: score_counts could not be %: % (%)', case when repair then 'repaired' else 'summed up' end, sqlerrm, sqlstate
         using hint = 'SELECT builder_score.repair_score_counts();';
+    return false;
 end
 $function$;
 
 comment on function builder_score.tidy_score_counts(boolean) is
-    'For the worker, now and then: sums score_counts up, or repairs it. An error is a warning.';
+    'For the worker, now and then: sums score_counts up, or repairs it. An error is a warning, and false.';
 
 create function builder_score.claim_repair_of_score_counts() returns boolean
 language plpgsql security definer
@@ -4749,20 +4755,24 @@ as $function$
 -- reads: host
 -- writes: host
 begin
-    -- from the future: the clock was set back
-    if (select h.counted_at between clock_timestamp() - interval '1 day' and clock_timestamp() from builder_score.host as h) then
+    -- What has failed, for somebody held a lock for a moment, is soon tried again, but not with every round.
+    -- From the future: the clock was set back.
+    if (select h.counted_at between clock_timestamp() - interval '1 day' and clock_timestamp()
+            or h.count_tried_at between clock_timestamp() - interval '10 seconds' and clock_timestamp()
+        from builder_score.host as h) then
         return false;
     end if;
     -- Not waiting for whoever attaches.
     update builder_score.host as h
-    set counted_at = clock_timestamp()
+    set count_tried_at = clock_timestamp()
     where h.one_row = any(array(select k.one_row from builder_score.host as k for update skip locked));
     return found;
 end
 $function$;
 
 comment on function builder_score.claim_repair_of_score_counts() is
-    'Whether score_counts is to be compared with score_state now: once a day, and after attach(). Says so to one worker alone.';
+    'Whether score_counts is to be compared with score_state now: once a day, after attach(), and ten seconds after that has failed. '
+    'Says so to one worker alone.';
 
 -- How the host's tables are locked: for an instant, and never with the application queueing behind us.
 -- reads: pg_catalog          writes: nothing
@@ -5530,7 +5540,8 @@ begin
         -- we hold the host's tables, so these have ended; and an id from a dump is another server's
         walk_again_after = null,
         -- a restore or a replication may have brought some of the rows
-        counted_at = null;
+        counted_at = null,
+        count_tried_at = null;
 
     -- what was a host's table when we were attached before, and has given its name to another
     return query
