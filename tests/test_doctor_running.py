@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
@@ -489,6 +490,59 @@ def test_one_worker_of_two_that_is_silent_is_named_with_who_keeps_its_lock(
         run(db, f"update builder_score.worker_status set {ago} where worker = 'resident-2'")
         (beat,) = of("heartbeat", examine(healthy))
         assert beat["message"] == "worker 2 of 2 is silent for 0:05:00"
+
+
+def test_who_holds_our_advisory_locks_and_is_no_worker_is_named_and_ended(
+    server: PrivateCluster, healthy: str
+) -> None:
+    with role(server, "stranger") as name, Sessions(as_role(server, healthy, name)) as sessions:
+        stranger = sessions("psql")
+        for key in (0, 1, 102, 202, 203, 300):
+            stranger.run(f"select pg_advisory_lock(1651271539, {key})")
+        stranger.run("select pg_advisory_lock(1651271540, 0), pg_advisory_lock(0)")
+        (found,) = of("locks", examine(healthy))
+        assert found["level"] == "warn"
+        assert re.fullmatch(
+            rf"process {stranger.pid} \(psql, role {name}\), idle for 0:00:\d\d, is no worker and "
+            "holds advisory locks of ours: worker 1, 2, 3 is away for up to a minute at a time; "
+            "workers take it for one of them, and leave it a share; no migration begins",
+            found["message"],
+        )
+        # its query does not make it one of ours
+        stranger.start("select pg_sleep(60) /* builder_score.run_worker() */")
+        with connect(healthy) as db:
+            busy = "select state = 'active' from pg_stat_activity where pid = %s"
+            until(lambda: db.execute(busy, [stranger.pid]).fetchone() == (True,), "it is active")
+            assert "active for" in of("locks", examine(healthy))[0]["message"]
+            follow(server, healthy, found["remedy"])
+            gone = "select not exists (select from pg_stat_activity where pid = %s)"
+            until(lambda: db.execute(gone, [stranger.pid]).fetchone() == (True,), "it is gone")
+        with pytest.raises(psycopg.OperationalError):
+            stranger.finish()
+        assert not_ok(examine(healthy)) == []
+
+
+def test_workers_and_migrations_are_none_of_these(
+    server: PrivateCluster, healthy: str, sessions: Sessions
+) -> None:
+    worker, migration = sessions("worker"), sessions("migration")
+    migration.run("select pg_advisory_lock(1651271539, 1)")
+    with connect(healthy) as db, role(server, "little") as name:
+        db.execute("update builder_score.settings set workers = 2")
+        worker.start("call builder_score.run_worker('1 minute', 2)")
+        held = "select exists (select from pg_locks where objid = 202 and pid = %s)"
+        until(lambda: db.execute(held, [worker.pid]).fetchone() == (True,), "it works")
+        assert level_of("locks", examine(healthy)) == "ok"
+        run(db, f"grant builder_score_operator to {name}")
+        assert level_of("locks", examine(as_role(server, healthy, name))) == "ok"
+        db.execute("update builder_score.settings set paused = true")
+        worker.finish()
+        run(db, "update builder_score.settings set workers = 1, paused = false")
+        # a run that was cancelled leaves its lock to its session
+        worker.run("select pg_advisory_lock(1651271539, 202)")
+        (found,) = of("locks", examine(healthy))
+        assert f"process {worker.pid} (worker, " in found["message"]
+        worker.run("select pg_advisory_unlock_all()")
 
 
 def test_transactions_that_hold_back_vacuum_are_named_and_ended(
