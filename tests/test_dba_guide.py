@@ -119,7 +119,7 @@ def test_adopt(reader: Reader, production: PrivateCluster) -> None:
 
 def test_permissions(elsewhere: PrivateCluster, tmp_path: Path) -> None:
     superuser = Reader(elsewhere, tmp_path)
-    before, grant, operate, roles = SECTIONS["Permissions"]
+    before, grant, operate, roles, _ = SECTIONS["Permissions"]
     superuser.follow([before])
     deploy = elsewhere.conninfo("app", user="deploy")
     migrator.upgrade(deploy)
@@ -130,6 +130,23 @@ def test_permissions(elsewhere: PrivateCluster, tmp_path: Path) -> None:
     migrator.upgrade(deploy)
     with psycopg.connect(deploy, autocommit=True) as db:
         assert one(db, "select builder_score.owner_role()") == "builder_score_owner"
+
+
+def test_an_operator_that_is_nothing_else_runs_the_worker(
+    app: Connection[Any], reader: Reader
+) -> None:
+    by_owner = "alter table users owner to "
+    trust = "pyscore doctor | grep -A 1 ' trust '"
+    app.execute("create role deploy login")
+    app.execute(f"{by_owner} deploy".encode())
+    warned = reader.run(Block("sh", trust))
+    assert "superuser postgres runs the worker, and deploy (owner of public.users) can" in warned
+    reader.follow(SECTIONS["Permissions"][-1:])
+    runs_as = "select distinct username from cron.job where jobname like 'builder-score-worker%'"
+    assert app.execute(runs_as.encode()).fetchall() == [("builder_score_worker",)]
+    assert "ok    trust" in reader.run(Block("sh", trust))
+    app.execute("select builder_score.schedule()")
+    app.execute(f"{by_owner} postgres; drop role deploy".encode())
 
 
 def test_what_is_locked(production: PrivateCluster, tmp_path: Path) -> None:

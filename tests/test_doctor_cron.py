@@ -165,6 +165,28 @@ BROKEN = {
         "update cron.job set username = 'gone'",
         ("pg_cron",),  # whose launcher ends as soon as it would start such a job
     ),
+    "a superuser's job on tables of somebody who is none": Broken(
+        "trust",
+        "warn",
+        r"superuser postgres runs the worker, and ops \(owner of public\.users\) can become one",
+        "alter table users owner to ops",
+    ),
+    "a superuser's job where others may create triggers": Broken(
+        "trust",
+        "warn",
+        r"ops \(may create triggers on public\.users\) can become one",
+        "grant trigger on users to ops",
+    ),
+    "a superuser's job where a trigger is somebody else's": Broken(
+        "trust",
+        "warn",
+        r"ops \(owner of public\.audit\(\), which a trigger calls\) can become one",
+        "create or replace function public.audit() returns trigger language plpgsql"
+        " as 'begin return null; end';"
+        "alter function public.audit() owner to ops;"
+        "create or replace trigger audit after update on users"
+        " for each row execute function public.audit()",
+    ),
     "a statement_timeout of the role": Broken(
         "statement_timeout",
         "warn",
@@ -238,6 +260,8 @@ def test_what_is_broken_is_said_and_mended_by_the_line_that_says_it(
         run(
             db,
             "alter role ops login; grant connect on database app to public;"
+            "alter table users owner to postgres; drop function if exists public.audit() cascade;"
+            "revoke all on users from ops;"
             "alter role postgres reset statement_timeout;"
             "alter database app reset statement_timeout;"
             "alter role postgres in database app reset statement_timeout;"

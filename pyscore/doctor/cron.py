@@ -106,7 +106,7 @@ def extension(case: Case) -> Iterator[Verdict]:
         yield fail(
             "--cron-dsn leads to another server",
             "# with the address of the database that has pg_cron on the same server:",
-            f"# pyscore doctor --cron-dsn {_beside(case, 'DATABASE')}",
+            f"# pyscore doctor --cron-dsn {beside(case, 'DATABASE')}",
         )
         return
     if found["sees_activity"] and not found["launched"]:
@@ -177,7 +177,7 @@ def _why_not(case: Case) -> tuple[str, list[str], bool]:
         why = f"there is no pg_cron in this database, and {role} may not see where it works"
         return why, remedy, False
     if works_in != database:
-        remedy = [f"pyscore schedule --cron-dsn {_beside(case, works_in)}"]
+        remedy = [f"pyscore schedule --cron-dsn {beside(case, works_in)}"]
         return f"pg_cron works in another database, {works_in}", remedy, False
     installer = case.installer or case.session["role"]
     remedy = [
@@ -198,7 +198,7 @@ def _quoted(case: Case, name: str) -> str:
     return case.row("select quote_ident(%s) as quoted", name)["quoted"]
 
 
-def _beside(case: Case, database: str) -> str:
+def beside(case: Case, database: str) -> str:
     """Give the address of another database of this server, without a password, for a shell."""
     info = case.connection.info
     address = make_conninfo(host=info.host or None, port=info.port, dbname=database, user=info.user)
@@ -235,7 +235,7 @@ def job(case: Case) -> Iterator[Verdict]:
 def _schedule(case: Case, *, as_before: bool = True) -> list[str]:
     if case.cron_is_elsewhere:
         assert case.cron is not None
-        return [f"pyscore schedule --cron-dsn {_beside(case, case.cron.info.dbname)}"]
+        return [f"pyscore schedule --cron-dsn {beside(case, case.cron.info.dbname)}"]
     role = case.session["role"]
     if as_before and case.jobs:
         others = [job["username"] for job in case.jobs if job["username"] != role]

@@ -20,6 +20,7 @@ from pyscore.doctor import (
     roles,
     running,
     server,
+    trust,
     writing,
 )
 from pyscore.doctor.case import MIGRATE, OPERATOR, Case
@@ -50,6 +51,7 @@ INSTALLED: dict[str, Check] = {
     "pg_cron": cron.extension,
     "job": cron.job,
     "job runs": cron.job_runs,
+    "trust": trust.trust,
     "statement_timeout": cron.statement_timeout,
     "heartbeat": running.heartbeat,
     "dead letters": running.dead_letters,
