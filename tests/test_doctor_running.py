@@ -513,7 +513,9 @@ def test_who_holds_our_advisory_locks_and_is_no_worker_is_named_and_ended(
         with connect(healthy) as db:
             busy = "select state = 'active' from pg_stat_activity where pid = %s"
             until(lambda: db.execute(busy, [stranger.pid]).fetchone() == (True,), "it is active")
-            assert "active for" in of("locks", examine(healthy))[0]["message"]
+            (again,) = of("locks", examine(healthy))
+            assert "active for" in again["message"]
+            assert "worker 1, 2, 3 is away" in again["message"]
             follow(server, healthy, found["remedy"])
             gone = "select not exists (select from pg_stat_activity where pid = %s)"
             until(lambda: db.execute(gone, [stranger.pid]).fetchone() == (True,), "it is gone")
