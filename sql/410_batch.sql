@@ -50,7 +50,7 @@ begin
         ) as q
     ),
     chosen as (
-        select d.user_id
+        select d.user_id, d.priority, d.not_before
         from (
             select due.*,
                    row_number() over (order by due.ours or batch_number % 10 = 9 desc, due.not_before) <= v_oldest as among_oldest
@@ -59,7 +59,10 @@ begin
         order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
-    select coalesce(array_agg(distinct c.user_id), '{}'), (select f.user_id from chosen as f limit 1), count(*) < batch_size,
+    select coalesce(array_agg(distinct c.user_id), '{}'),
+           -- by turns the oldest of the best priority and the oldest of all, so that neither keeps the other waiting
+           (select f.user_id from chosen as f order by case when batch_number % 2 = 0 then f.priority end, f.not_before limit 1),
+           count(*) < batch_size,
            -- Before the first that is there all is dead. Where there is none, a second is left to transactions that have
            -- appended and not yet committed; longer ones are found by the next look at everything.
            (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
@@ -143,6 +146,7 @@ comment on function builder_score.has_free_row(builder_score.user_id[]) is
 create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off

@@ -330,6 +330,7 @@ create function builder_score.score_or_split(
     known_code text default null,
     until timestamptz default null,
     state_places tid[] default null,
+    fire_deferred boolean default false,
     out recalculated integer,
     out changed integer,
     out put_off integer,
@@ -344,6 +345,7 @@ as $function$
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
 -- until, state_places: for a whole batch, as score_users() has them; its parts, after a failure, have none.
+-- fire_deferred: only where the transaction has nobody else's triggers to fire
 -- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
     v_code text := known_code;
@@ -362,7 +364,9 @@ begin
         begin
             select s.recalculated, s.changed, s.put_off into recalculated, changed, put_off
             from builder_score.score_users(user_ids, row_ids, row_users, until, state_places) as s;
-            perform builder_score.fire_deferred_triggers();
+            if fire_deferred then
+                perform builder_score.fire_deferred_triggers();
+            end if;
             return;
         exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
             get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
@@ -399,7 +403,7 @@ begin
         end if;
 
         select s.* into v_part
-        from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until, case when v_other_is_fine then v_code end) as s;
+        from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until, case when v_other_is_fine then v_code end, fire_deferred => fire_deferred) as s;
         v_other_is_fine := v_part.last_error is null and builder_score.is_users_fault(v_code);
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
@@ -411,7 +415,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz, tid[]) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz, tid[], boolean) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 

@@ -216,6 +216,9 @@ as $function$
 -- memory: what the last batch of this run returned; null for the first one
 declare
     v_began constant timestamptz := clock_timestamp();
+    -- What the caller has written in this transaction may have deferred triggers of the caller's, which are not to run with
+    -- our rights. Whoever has none yet has written nothing.
+    v_own_transaction constant boolean := pg_current_xact_id_if_assigned() is null;
     v_settings builder_score.settings;
     v_window interval;
     v_number bigint;
@@ -230,6 +233,7 @@ declare
     v_until timestamptz;
     v_taken record;
     v_alone boolean;
+    v_spared builder_score.user_id;     -- the first who was passed over for being heavy
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -292,6 +296,9 @@ begin
         v_look_began := clock_timestamp();
         select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
         v_looking := clock_timestamp() - v_look_began;
+        if v_expanded.taken > 0 then    -- then most of it was no look: somebody's project may have many people
+            v_looking := least(v_looking, v_settings.batch_target);
+        end if;
         memory.marks := array[null, null, null, v_expanded.mark];
         chosen := chosen + v_expanded.taken;
         exhausted := v_expanded.taken < v_projects;
@@ -317,7 +324,9 @@ begin
             v_all := v_chosen.all_of_them;
             exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
-                exit protected;
+                exit protected when v_spared is null;
+                -- whole batches of those who are heavy, and nobody else: then it is their turn
+                v_due := array[v_spared];
             end if;
             select t.* into v_taken
             from builder_score.take_together(
@@ -327,6 +336,7 @@ begin
             exhausted := exhausted and cardinality(v_taken.heavy) = 0;
             v_alone := v_taken.alone;
             if cardinality(v_taken.user_ids) = 0 then
+                v_spared := coalesce(v_spared, v_taken.heavy[1]);
                 v_passed_over := (v_passed_over || v_taken.heavy)::builder_score.user_id[];
                 continue;
             end if;
@@ -372,7 +382,7 @@ begin
             from builder_score.score_or_split(
                 v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
                 clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2),
-                until => v_until, state_places => v_seen.ready_states) as s;
+                until => v_until, state_places => v_seen.ready_states, fire_deferred => v_own_transaction) as s;
             exhausted := exhausted and v_scored.put_off = 0;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
@@ -416,7 +426,8 @@ begin
     end if;
     if in_full then
         memory.looked_at := clock_timestamp();
-        memory.full_look_at := memory.looked_at + 20 * v_looking;
+        -- Ten seconds at most: that is how long something committed late may wait, whatever the clock did meanwhile.
+        memory.full_look_at := memory.looked_at + least(20 * v_looking, interval '10 seconds');
     end if;
     if memory.marks[1] is null then
         memory.full_look_at := null;    -- it did not come to look
@@ -426,25 +437,29 @@ begin
     end if;
     if chosen > 0 or v_error is not null then
         v_minute := date_trunc('minute', clock_timestamp());
-        update builder_score.worker_status as w
-        set backend_pid = pg_backend_pid(),
-            heartbeat_at = clock_timestamp(),
-            batches = w.batches + 1,
-            passes = w.passes + v_passes,
-            recalculated = w.recalculated + run_batch.recalculated,
-            changed = w.changed + run_batch.changed,
-            failed = w.failed + run_batch.failed,
-            minute = v_minute,
-            minute_recalculated = run_batch.recalculated + case when w.minute = v_minute then w.minute_recalculated else 0 end,
-            minute_before_recalculated = case w.minute
-                when v_minute then w.minute_before_recalculated
-                when v_minute - interval '1 minute' then w.minute_recalculated
-                else 0 end,
-            last_batch_at = clock_timestamp(),
-            last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
-            last_error = coalesce(v_error, w.last_error),
-            last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
-        where w.worker = run_batch.worker;
+        begin
+            update builder_score.worker_status as w
+            set backend_pid = pg_backend_pid(),
+                heartbeat_at = clock_timestamp(),
+                batches = w.batches + 1,
+                passes = w.passes + v_passes,
+                recalculated = w.recalculated + run_batch.recalculated,
+                changed = w.changed + run_batch.changed,
+                failed = w.failed + run_batch.failed,
+                minute = v_minute,
+                minute_recalculated = run_batch.recalculated + case when w.minute = v_minute then w.minute_recalculated else 0 end,
+                minute_before_recalculated = case w.minute
+                    when v_minute then w.minute_before_recalculated
+                    when v_minute - interval '1 minute' then w.minute_recalculated
+                    else 0 end,
+                last_batch_at = clock_timestamp(),
+                last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
+                last_error = coalesce(v_error, w.last_error),
+                last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
+            where w.worker = run_batch.worker;
+        exception when lock_not_available then
+            null;   -- somebody's open transaction has the row: what was scored is worth more than a note of it
+        end;
     end if;
     if v_number % 8 = 0 then
         perform builder_score.tidy_score_counts();

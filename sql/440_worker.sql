@@ -80,9 +80,10 @@ begin
     select begin_run.worker
     where not exists (select from builder_score.worker_status as w where w.worker = begin_run.worker)
     on conflict do nothing;
+    -- not waiting, here and below, for a transaction of somebody's that is open
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
-    where w.worker = begin_run.worker;
+    where w.worker = any(array(select k.worker from builder_score.worker_status as k where k.worker = begin_run.worker for update skip locked));
     return true;
 end
 $function$;
@@ -107,7 +108,7 @@ begin
     perform set_config('synchronous_commit', 'off', true);
     update builder_score.worker_status as w
     set heartbeat_at = clock_timestamp(), backend_pid = pg_backend_pid()
-    where w.worker = beat.worker;
+    where w.worker = any(array(select k.worker from builder_score.worker_status as k where k.worker = beat.worker for update skip locked));
 end
 $function$;
 
@@ -425,6 +426,7 @@ declare
     v_started boolean;
     v_worker text;
     v_lock integer;
+    v_locked boolean := true;
     v_session_name constant text := pg_catalog.current_setting('application_name');
 begin
     commit;
@@ -440,7 +442,10 @@ begin
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
             -- unless that run is long dead and only its session keeps the lock; two workers do no harm
-            exit when not builder_score.is_alive(v_worker);
+            if not builder_score.is_alive(v_worker) then
+                v_locked := false;
+                exit;
+            end if;
             return;
         end if;
         if pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline then
@@ -473,7 +478,9 @@ begin
             v_started := false;
     end;
     if not v_started then
-        perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+        if v_locked then
+            perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+        end if;
         return;
     end if;
 
@@ -481,6 +488,8 @@ begin
     perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
     v_memory.batch_size := 50;      -- to begin with
+    -- Where nobody who is heavy can be done before statement_timeout ends the run, the others still are.
+    v_memory.others_until := pg_catalog.clock_timestamp() operator(pg_catalog.+) '1 second'::pg_catalog.interval;
     v_idle := 0;
     v_before := pg_catalog.clock_timestamp();
     loop
@@ -513,7 +522,9 @@ begin
         end if;
     end loop;
     perform pg_catalog.set_config('application_name', v_session_name, false);
-    perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+    if v_locked then
+        perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+    end if;
 end
 $procedure$;
 

@@ -121,6 +121,38 @@ def test_advisory_locks_that_anybody_may_take_keep_no_transaction_of_ours_waitin
     assert one(db, "select last_value from builder_score.score_recalc_queue_id_seq") == 9
 
 
+def test_what_an_operator_left_for_the_end_of_a_transaction_is_not_run_by_our_owner(
+    app: Connection[Any], db: Connection[Any]
+) -> None:
+    operator, role = app, one(app, "select current_user::text")
+    run(db, f"grant builder_score_operator to {role}")
+    ann = add_user(db, "ann", bio="ships")
+    run(operator, "create temporary table bait (n integer)")
+    run(operator, "create temporary table loot (who text)")
+    run(operator, "grant insert on loot to public")
+    run(
+        operator,
+        """
+        create function pg_temp.mine() returns trigger language plpgsql as $$
+        begin
+            insert into pg_temp.loot values (current_user);
+            return null;
+        end $$;
+        create constraint trigger mine after insert on bait deferrable initially deferred
+            for each row execute function pg_temp.mine();
+        """,
+    )
+    with operator.transaction():
+        run(operator, "insert into bait values (1)")
+        run(operator, f"select builder_score.enqueue('{ann}', 0)")
+        assert one(operator, "select recalculated from builder_score.run_batch('drain')") == 1
+        with pytest.raises(errors.InsufficientPrivilege), operator.transaction():
+            run(operator, "select builder_score.fire_deferred_triggers()")
+    assert operator.execute("select distinct who from pg_temp.loot").fetchall() == [(role,)]
+    drain(db)
+    assert_all_right(db)
+
+
 # Each records who runs it. With public first on the search_path they are found before pg_catalog's.
 FUNCTIONS = {
     "clock_timestamp()": ("timestamptz", "pg_catalog.clock_timestamp()"),

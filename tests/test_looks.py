@@ -245,12 +245,81 @@ def test_those_who_are_alone_and_the_others_take_turns(db: Connection[Any]) -> N
     assert seen == [True, False, True, False, True]
 
 
+def test_a_batch_of_nobody_but_those_who_are_alone_takes_one_of_them(db: Connection[Any]) -> None:
+    heavy = [with_many_projects(db, f"heavy{n}") for n in range(3)]
+    settle(db)
+    configure(db, batch_size=2)
+    for user in heavy:
+        enqueue_by(db, user, 60)
+    drain(db)
+    assert queue(db) == []
+    for user in heavy[:2]:
+        enqueue_by(db, user, 60)
+    worker = Run(db)
+    run(db, "update memory set it.others_until = clock_timestamp() + interval '1 hour'")
+    assert worker.batch()[0] == 1  # a whole batch that was to be passed over
+    settle(db)
+    assert_right(db)
+
+
+@pytest.mark.parametrize("priority", [0, 20])
+def test_whoever_is_alone_does_not_wait_for_all_others(db: Connection[Any], priority: int) -> None:
+    """An old row of low priority, or a young one of the best, beside what never ends."""
+    heavy = with_many_projects(db, "heavy")
+    others = [add_user(db, f"other{n}") for n in range(30)]
+    settle(db)
+    configure(db, batch_size=20)
+    db.execute(
+        "insert into builder_score.score_recalc_queue (user_id, priority, reason, not_before)"
+        " values (%s, %s, 'test', clock_timestamp() - make_interval(mins => %s))",
+        [heavy, priority, priority],
+    )
+    worker = Run(db)
+    for _ in range(3):
+        for user in others:
+            enqueue_by(db, user, 10)
+        worker.batch()
+        if heavy not in {row[0] for row in queue(db)}:
+            break
+    else:
+        pytest.fail("it waited for the others")
+
+
 def enqueue_by(db: Connection[Any], user: UUID, minutes: int) -> None:
     db.execute(
         "insert into builder_score.score_recalc_queue (user_id, priority, reason, not_before)"
         " values (%s, 10, 'test', clock_timestamp() - make_interval(mins => %s))",
         [user, minutes],
     )
+
+
+def test_expanding_a_project_is_no_look(db: Connection[Any]) -> None:
+    """The more people it has, the longer a row that was committed late would be overlooked."""
+    run(
+        db,
+        """
+        create function public.dawdle() returns trigger language plpgsql as $$
+        begin
+            perform pg_sleep(0.3);  -- as long as many people take
+            return null;
+        end $$;
+        create trigger dawdle after insert on builder_score.score_recalc_queue
+            for each row when (new.reason = 'slow') execute function public.dawdle();
+        alter table builder_score.score_recalc_queue disable trigger dawdle;
+        """,
+    )
+    project = add_project(db, add_user(db, "ann"))
+    settle(db)
+    db.execute(
+        "insert into builder_score.score_recalc_queue (project_id, priority, reason)"
+        " values (%s, 10, 'slow')",
+        [project],
+    )
+    run(db, "alter table builder_score.score_recalc_queue enable trigger dawdle")
+    configure(db, batch_target="0.05 seconds")
+    run(db, "update builder_score.worker_status set batches = 1")  # else that was all of the batch
+    Run(db, batch_size=50).batch()
+    assert one(db, "select (it).full_look_at - (it).looked_at < interval '3 seconds' from memory")
 
 
 # Batches that stay short --------------------------------------------------------------------------

@@ -63,6 +63,36 @@ def test_a_table_that_is_locked_keeps_the_worker_for_one_lock_timeout(
     assert_right(db)
 
 
+def test_a_transaction_that_holds_a_workers_status_holds_no_score(
+    db: Connection[Any], sessions: Sessions
+) -> None:
+    ann = add_user(db, "ann", bio="bio")
+    operator, worker = sessions("operator"), sessions("worker")
+    operator.run("begin")
+    operator.run("select builder_score.begin_run('resident'), builder_score.begin_run('drain')")
+    worker.run("set lock_timeout = '10s'")  # whoever waits for it at all fails
+    worker.run("call builder_score.run_worker('0.1 seconds')")
+    assert score(db, ann) == 3
+    db.execute("update users set bio = null")
+    worker.run("call builder_score.drain()")
+    assert score(db, ann) == 0
+    operator.run("rollback")
+    assert_right(db)
+
+
+def test_a_run_beside_the_lock_of_a_dead_one_unlocks_nothing(
+    db: Connection[Any], database: str, sessions: Sessions
+) -> None:
+    add_user(db, "ann")
+    sessions("dead").run("select pg_advisory_lock(1651271539, 0)")
+    said: list[str | None] = []
+    with psycopg.connect(database, autocommit=True) as worker:
+        worker.add_notice_handler(lambda notice: said.append(notice.message_primary))
+        worker.execute("call builder_score.run_worker('3 seconds')")
+    assert queue(db) == []
+    assert said == []
+
+
 def test_what_another_worker_holds_is_left_to_it(db: Connection[Any], sessions: Sessions) -> None:
     configure(db, batch_size=5)
     users = [add_user(db, f"user{number}", bio="bio") for number in range(5)]

@@ -2328,7 +2328,7 @@ begin
         ) as q
     ),
     chosen as (
-        select d.user_id
+        select d.user_id, d.priority, d.not_before
         from (
             select due.*,
                    row_number() over (order by due.ours or batch_number % 10 = 9 desc, due.not_before) <= v_oldest as among_oldest
@@ -2337,7 +2337,10 @@ begin
         order by d.among_oldest desc, d.priority, d.ours desc, case when d.ours then d.not_before end, d.not_before desc
         limit batch_size
     )
-    select coalesce(array_agg(distinct c.user_id), '{}'), (select f.user_id from chosen as f limit 1), count(*) < batch_size,
+    select coalesce(array_agg(distinct c.user_id), '{}'),
+           -- by turns the oldest of the best priority and the oldest of all, so that neither keeps the other waiting
+           (select f.user_id from chosen as f order by case when batch_number % 2 = 0 then f.priority end, f.not_before limit 1),
+           count(*) < batch_size,
            -- Before the first that is there all is dead. Where there is none, a second is left to transactions that have
            -- appended and not yet committed; longer ones are found by the next look at everything.
            (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
@@ -2421,6 +2424,7 @@ comment on function builder_score.has_free_row(builder_score.user_id[]) is
 create function builder_score.write_scores(user_ids builder_score.user_id[], scores numeric[]) returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set jit = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_seqscan = off
@@ -3006,6 +3010,7 @@ create function builder_score.score_or_split(
     known_code text default null,
     until timestamptz default null,
     state_places tid[] default null,
+    fire_deferred boolean default false,
     out recalculated integer,
     out changed integer,
     out put_off integer,
@@ -3020,6 +3025,7 @@ as $function$
 -- writes: what score_users() and record_failure() write
 -- row_ids and row_users are parallel: the queue rows seen, and whose they are.
 -- until, state_places: for a whole batch, as score_users() has them; its parts, after a failure, have none.
+-- fire_deferred: only where the transaction has nobody else's triggers to fire
 -- known_code: how more users than these have failed, of whom the others are fine: these are not tried together again.
 declare
     v_code text := known_code;
@@ -3038,7 +3044,9 @@ begin
         begin
             select s.recalculated, s.changed, s.put_off into recalculated, changed, put_off
             from builder_score.score_users(user_ids, row_ids, row_users, until, state_places) as s;
-            perform builder_score.fire_deferred_triggers();
+            if fire_deferred then
+                perform builder_score.fire_deferred_triggers();
+            end if;
             return;
         exception when assert_failure or others then    -- others leaves out assert_failure, and query_canceled, which is to pass
             get stacked diagnostics v_code = returned_sqlstate, v_message = message_text;
@@ -3075,7 +3083,7 @@ begin
         end if;
 
         select s.* into v_part
-        from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until, case when v_other_is_fine then v_code end) as s;
+        from builder_score.score_or_split(v_users, v_rows, v_row_users, split_until, case when v_other_is_fine then v_code end, fire_deferred => fire_deferred) as s;
         v_other_is_fine := v_part.last_error is null and builder_score.is_users_fault(v_code);
         recalculated := recalculated + v_part.recalculated;
         changed := changed + v_part.changed;
@@ -3087,7 +3095,7 @@ begin
 end
 $function$;
 
-comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz, tid[]) is
+comment on function builder_score.score_or_split(builder_score.user_id[], bigint[], builder_score.user_id[], timestamptz, text, timestamptz, tid[], boolean) is
     'Scores a batch; where it raises, halves it until the failing user is alone, so that everybody else''s score is written. '
     'After split_until, an error that is nobody''s fault puts the whole part off instead.';
 
@@ -3356,6 +3364,9 @@ as $function$
 -- memory: what the last batch of this run returned; null for the first one
 declare
     v_began constant timestamptz := clock_timestamp();
+    -- What the caller has written in this transaction may have deferred triggers of the caller's, which are not to run with
+    -- our rights. Whoever has none yet has written nothing.
+    v_own_transaction constant boolean := pg_current_xact_id_if_assigned() is null;
     v_settings builder_score.settings;
     v_window interval;
     v_number bigint;
@@ -3370,6 +3381,7 @@ declare
     v_until timestamptz;
     v_taken record;
     v_alone boolean;
+    v_spared builder_score.user_id;     -- the first who was passed over for being heavy
     v_due builder_score.user_id[];
     v_locked builder_score.user_id[];
     v_passed_over builder_score.user_id[] := array[]::builder_score.user_id[];
@@ -3432,6 +3444,9 @@ begin
         v_look_began := clock_timestamp();
         select e.* into v_expanded from builder_score.expand_projects(v_projects, v_since[4]) as e;
         v_looking := clock_timestamp() - v_look_began;
+        if v_expanded.taken > 0 then    -- then most of it was no look: somebody's project may have many people
+            v_looking := least(v_looking, v_settings.batch_target);
+        end if;
         memory.marks := array[null, null, null, v_expanded.mark];
         chosen := chosen + v_expanded.taken;
         exhausted := v_expanded.taken < v_projects;
@@ -3457,7 +3472,9 @@ begin
             v_all := v_chosen.all_of_them;
             exhausted := exhausted and v_all;
             if cardinality(v_due) = 0 then
-                exit protected;
+                exit protected when v_spared is null;
+                -- whole batches of those who are heavy, and nobody else: then it is their turn
+                v_due := array[v_spared];
             end if;
             select t.* into v_taken
             from builder_score.take_together(
@@ -3467,6 +3484,7 @@ begin
             exhausted := exhausted and cardinality(v_taken.heavy) = 0;
             v_alone := v_taken.alone;
             if cardinality(v_taken.user_ids) = 0 then
+                v_spared := coalesce(v_spared, v_taken.heavy[1]);
                 v_passed_over := (v_passed_over || v_taken.heavy)::builder_score.user_id[];
                 continue;
             end if;
@@ -3512,7 +3530,7 @@ begin
             from builder_score.score_or_split(
                 v_seen.ready, v_seen.ready_rows, v_seen.ready_row_users,
                 clock_timestamp() + least(10 * v_settings.lock_timeout, current_setting('deadlock_timeout')::interval / 2),
-                until => v_until, state_places => v_seen.ready_states) as s;
+                until => v_until, state_places => v_seen.ready_states, fire_deferred => v_own_transaction) as s;
             exhausted := exhausted and v_scored.put_off = 0;
             recalculated := v_scored.recalculated;
             changed := v_scored.changed;
@@ -3556,7 +3574,8 @@ begin
     end if;
     if in_full then
         memory.looked_at := clock_timestamp();
-        memory.full_look_at := memory.looked_at + 20 * v_looking;
+        -- Ten seconds at most: that is how long something committed late may wait, whatever the clock did meanwhile.
+        memory.full_look_at := memory.looked_at + least(20 * v_looking, interval '10 seconds');
     end if;
     if memory.marks[1] is null then
         memory.full_look_at := null;    -- it did not come to look
@@ -3566,25 +3585,29 @@ begin
     end if;
     if chosen > 0 or v_error is not null then
         v_minute := date_trunc('minute', clock_timestamp());
-        update builder_score.worker_status as w
-        set backend_pid = pg_backend_pid(),
-            heartbeat_at = clock_timestamp(),
-            batches = w.batches + 1,
-            passes = w.passes + v_passes,
-            recalculated = w.recalculated + run_batch.recalculated,
-            changed = w.changed + run_batch.changed,
-            failed = w.failed + run_batch.failed,
-            minute = v_minute,
-            minute_recalculated = run_batch.recalculated + case when w.minute = v_minute then w.minute_recalculated else 0 end,
-            minute_before_recalculated = case w.minute
-                when v_minute then w.minute_before_recalculated
-                when v_minute - interval '1 minute' then w.minute_recalculated
-                else 0 end,
-            last_batch_at = clock_timestamp(),
-            last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
-            last_error = coalesce(v_error, w.last_error),
-            last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
-        where w.worker = run_batch.worker;
+        begin
+            update builder_score.worker_status as w
+            set backend_pid = pg_backend_pid(),
+                heartbeat_at = clock_timestamp(),
+                batches = w.batches + 1,
+                passes = w.passes + v_passes,
+                recalculated = w.recalculated + run_batch.recalculated,
+                changed = w.changed + run_batch.changed,
+                failed = w.failed + run_batch.failed,
+                minute = v_minute,
+                minute_recalculated = run_batch.recalculated + case when w.minute = v_minute then w.minute_recalculated else 0 end,
+                minute_before_recalculated = case w.minute
+                    when v_minute then w.minute_before_recalculated
+                    when v_minute - interval '1 minute' then w.minute_recalculated
+                    else 0 end,
+                last_batch_at = clock_timestamp(),
+                last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
+                last_error = coalesce(v_error, w.last_error),
+                last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
+            where w.worker = run_batch.worker;
+        exception when lock_not_available then
+            null;   -- somebody's open transaction has the row: what was scored is worth more than a note of it
+        end;
     end if;
     if v_number % 8 = 0 then
         perform builder_score.tidy_score_counts();
@@ -3679,9 +3702,10 @@ begin
     select begin_run.worker
     where not exists (select from builder_score.worker_status as w where w.worker = begin_run.worker)
     on conflict do nothing;
+    -- not waiting, here and below, for a transaction of somebody's that is open
     update builder_score.worker_status as w
     set backend_pid = pg_backend_pid(), started_at = clock_timestamp(), heartbeat_at = clock_timestamp(), run_by = begin_run.run_by
-    where w.worker = begin_run.worker;
+    where w.worker = any(array(select k.worker from builder_score.worker_status as k where k.worker = begin_run.worker for update skip locked));
     return true;
 end
 $function$;
@@ -3706,7 +3730,7 @@ begin
     perform set_config('synchronous_commit', 'off', true);
     update builder_score.worker_status as w
     set heartbeat_at = clock_timestamp(), backend_pid = pg_backend_pid()
-    where w.worker = beat.worker;
+    where w.worker = any(array(select k.worker from builder_score.worker_status as k where k.worker = beat.worker for update skip locked));
 end
 $function$;
 
@@ -4024,6 +4048,7 @@ declare
     v_started boolean;
     v_worker text;
     v_lock integer;
+    v_locked boolean := true;
     v_session_name constant text := pg_catalog.current_setting('application_name');
 begin
     commit;
@@ -4039,7 +4064,10 @@ begin
         v_tries := v_tries operator(pg_catalog.+) 1;
         if v_tries operator(pg_catalog.>) 40 then
             -- unless that run is long dead and only its session keeps the lock; two workers do no harm
-            exit when not builder_score.is_alive(v_worker);
+            if not builder_score.is_alive(v_worker) then
+                v_locked := false;
+                exit;
+            end if;
             return;
         end if;
         if pg_catalog.clock_timestamp() operator(pg_catalog.>=) v_deadline then
@@ -4072,7 +4100,9 @@ begin
             v_started := false;
     end;
     if not v_started then
-        perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+        if v_locked then
+            perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+        end if;
         return;
     end if;
 
@@ -4080,6 +4110,8 @@ begin
     perform pg_catalog.set_config('application_name', 'builder-score-worker', false);
 
     v_memory.batch_size := 50;      -- to begin with
+    -- Where nobody who is heavy can be done before statement_timeout ends the run, the others still are.
+    v_memory.others_until := pg_catalog.clock_timestamp() operator(pg_catalog.+) '1 second'::pg_catalog.interval;
     v_idle := 0;
     v_before := pg_catalog.clock_timestamp();
     loop
@@ -4112,7 +4144,9 @@ begin
         end if;
     end loop;
     perform pg_catalog.set_config('application_name', v_session_name, false);
-    perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+    if v_locked then
+        perform pg_catalog.pg_advisory_unlock(1651271539, v_lock);
+    end if;
 end
 $procedure$;
 
