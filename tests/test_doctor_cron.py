@@ -384,6 +384,16 @@ def test_pg_cron_in_another_database_and_its_job_are_looked_at(
     assert job["remedy"].startswith("-- in database app:")
     follow(server, app, job["remedy"])
     assert level_of("job", examine(address, "--cron-dsn", app)) == "ok"
+    with connect(address) as db:
+        db.execute("alter table users owner to ops")
+    (trust,) = of("trust", examine(address, "--cron-dsn", app))
+    assert trust["level"] == "warn"
+    follow(server, address, trust["remedy"])
+    findings = examine(address, "--cron-dsn", app)
+    assert level_of("trust", findings) == "ok"
+    assert {one["message"].split(" as ")[1] for one in of("job", findings)} == {
+        "builder_score_worker"
+    }
 
 
 @pytest.mark.pg_cron

@@ -449,6 +449,34 @@ def test_a_worker_that_is_not_heard_of_is_started_by_the_command_that_is_printed
             worker.wait()
 
 
+def test_a_superuser_who_runs_the_worker_on_tables_of_somebody_elses_is_told_of_a_role_for_it(
+    server: PrivateCluster, healthy: str
+) -> None:
+    with connect(healthy) as db, role(server, "deploy") as name:
+        run(db, f"alter table users owner to {name}")
+        assert level_of("trust", examine(healthy)) == "ok"
+        with running("worker", DATABASE_URL=healthy) as worker:
+            until(lambda: level_of("trust", examine(healthy)) == "warn", "the worker runs")
+            (found,) = of("trust", examine(healthy))
+            worker.terminate()
+            worker.wait()
+        assert f"postgres runs the worker, and {name} (owner of public.users)" in found["message"]
+        *statements, advice = found["remedy"].splitlines()
+        assert advice == "# then run `pyscore worker` as builder_score_worker"
+        follow(server, healthy, "\n".join(statements))
+        own = as_role(server, healthy, "builder_score_worker")
+        with running("worker", DATABASE_URL=own) as worker:
+            connected = (
+                "select exists (select from pg_stat_activity where usename = 'builder_score_worker'"
+                " and application_name = 'builder-score-worker')"
+            )
+            until(lambda: db.execute(connected).fetchone() == (True,), "the worker runs")
+            assert level_of("trust", examine(healthy)) == "ok"
+            worker.terminate()
+            worker.wait()
+        run(db, "alter table users owner to postgres; drop role builder_score_worker")
+
+
 def test_a_silent_session_that_keeps_the_workers_lock_is_named_and_ended(
     server: PrivateCluster, healthy: str, sessions: Sessions
 ) -> None:
