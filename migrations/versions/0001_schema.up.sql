@@ -1265,7 +1265,8 @@ comment on function builder_score.count_of(numeric) is 'The value as a count: nu
 create function builder_score.count_of(value jsonb) returns numeric
 language sql immutable parallel safe
 return case jsonb_typeof(value)
-    when 'number' then builder_score.count_of(value::numeric)
+    -- as above, and only once: inlined, each mention looks the key up again; there is no NaN and no Infinity in JSON
+    when 'number' then trim_scale(round(least(greatest(value::numeric, 0), 1e400), 20))
     when 'string' then case
         when octet_length(value #>> '{}') > 20000000 or (value #>> '{}') !~ '^[0-9]+(\.[0-9]+)?$' then 0
         when length(ltrim(split_part(value #>> '{}', '.', 1), '0')) > 400 then 1e400
