@@ -3468,6 +3468,7 @@ begin
             if memory.marks[1] is null then     -- later looks pass people over
                 memory.marks := v_chosen.marks || memory.marks[4];
                 v_looking := v_looking + (clock_timestamp() - v_look_began);
+                v_since := memory.marks[1:3] || v_since[4];     -- the dead rows were waded through
             end if;
             v_due := v_chosen.user_ids;
             v_all := v_chosen.all_of_them;
