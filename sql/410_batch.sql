@@ -11,7 +11,8 @@ create function builder_score.choose_due(
     out user_ids builder_score.user_id[],
     out first_of_them builder_score.user_id,
     out all_of_them boolean,
-    out marks timestamptz[]
+    out marks timestamptz[],
+    out priority smallint
 ) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -24,6 +25,7 @@ as $function$
 -- since: where to begin looking, by priority (null: with the oldest)
 -- all_of_them: whether no due row behind that was left out
 -- marks: where the next look may begin, by priority
+-- priority: the worst of those who are not taken for their age alone
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 -- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
 -- takes of theirs what they would come to last.
@@ -50,7 +52,7 @@ begin
         ) as q
     ),
     chosen as (
-        select d.user_id, d.priority, d.not_before
+        select d.user_id, d.priority, d.not_before, d.among_oldest
         from (
             select due.*,
                    row_number() over (order by due.ours or batch_number % 10 = 9 desc, due.not_before) <= v_oldest as among_oldest
@@ -68,8 +70,9 @@ begin
            (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
             from (select p.priority, min(d.not_before) as first
                   from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
-                  group by p.priority) as m)
-    into user_ids, first_of_them, all_of_them, marks
+                  group by p.priority) as m),
+           coalesce(max(c.priority) filter (where not c.among_oldest), max(c.priority))
+    into user_ids, first_of_them, all_of_them, marks, priority
     from chosen as c;
 end
 $function$;
@@ -77,6 +80,100 @@ $function$;
 comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], timestamptz[], integer, integer) is
     'The due users a batch looks at, but those passed over: by priority, then our share, then age, with every tenth place for the oldest '
     'of any priority.';
+
+create function builder_score.choose_next(
+    batch_size integer,
+    batch_number bigint,
+    passed_over builder_score.user_id[],
+    since timestamptz[],
+    place integer,
+    places integer,
+    patience interval,
+    inout memory builder_score.run_memory,
+    out user_ids builder_score.user_id[],
+    out first_of_them builder_score.user_id,
+    out all_of_them boolean,
+    out marks timestamptz[]
+) returns record
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue
+-- writes: nothing
+-- While more is due than a batch takes, eight batches are chosen at once and taken in the order of ids: what each of them reads and
+-- writes lies closer together then. The next eight go on where these ended, so that nobody's id keeps them waiting; and
+-- what comes with a better priority, or after patience, has eight chosen anew: nobody is lost, their rows are still there.
+-- marks: null where nothing was looked for, because there were some ahead
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_sweeping constant boolean := cardinality(passed_over) = 0 and memory.batch_size is not null;
+    v_chosen record;
+begin
+    if v_sweeping and v_now between memory.ahead_since and memory.ahead_since + patience and cardinality(memory.ahead) > 0
+       and not exists (
+           select
+           from (values (0::smallint), (10::smallint)) as p(priority)
+           cross join lateral (
+               select from builder_score.score_recalc_queue as q
+               where q.priority = p.priority
+                 and q.not_before > memory.ahead_since
+                 and q.not_before <= v_now
+                 and q.user_id is not null
+               limit 1
+           ) as better
+           where p.priority < memory.ahead_priority)
+    then
+        -- there may be more workers, or fewer, than when they were chosen
+        user_ids := array(select u.id from unnest(memory.ahead[:batch_size]) as u(id) where builder_score.is_share(u.id, place, places) order by u.id);
+        all_of_them := false;
+        memory.swept_to := memory.ahead[least(batch_size, cardinality(memory.ahead))];
+        memory.ahead := memory.ahead[batch_size + 1:];
+        if cardinality(user_ids) > 0 then
+            return;
+        end if;
+    end if;
+
+    memory.ahead := null;
+    if v_sweeping and memory.swept_to is not null then
+        select c.* into v_chosen
+        from builder_score.choose_due(8 * batch_size, batch_number, passed_over, since, place, places) as c;
+        -- our share alone, beside others: who sweeps through theirs would meet them all the way
+        user_ids := array(
+            select u.id
+            from unnest(v_chosen.user_ids) as u(id)
+            where builder_score.is_share(u.id, place, places)
+            order by u.id <= memory.swept_to, u.id
+        );
+        if cardinality(user_ids) > batch_size then
+            first_of_them := v_chosen.first_of_them;    -- whose turn it is, wherever they are
+            user_ids := array_remove(user_ids, first_of_them);
+            memory.ahead := user_ids[batch_size:];
+            memory.ahead_since := v_now;
+            memory.ahead_priority := v_chosen.priority;
+            memory.swept_to := coalesce(user_ids[batch_size - 1], memory.swept_to);
+            user_ids := user_ids[:batch_size - 1] || first_of_them;
+            all_of_them := false;
+            marks := v_chosen.marks;
+            return;
+        end if;
+    end if;
+    select c.* into v_chosen
+    from builder_score.choose_due(batch_size, batch_number, passed_over, since, place, places) as c;
+    user_ids := v_chosen.user_ids;
+    first_of_them := v_chosen.first_of_them;
+    all_of_them := v_chosen.all_of_them;
+    marks := v_chosen.marks;
+    if v_sweeping then
+        memory.swept_to := case when not all_of_them then user_ids[cardinality(user_ids)] end;
+    end if;
+end
+$function$;
+
+comment on function builder_score.choose_next(integer, bigint, builder_score.user_id[], timestamptz[], integer, integer, interval, builder_score.run_memory) is
+    'The due users a batch looks at: as choose_due() has them, and in a crowd by neighbours, of eight batches that were chosen at once.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language plpgsql security definer

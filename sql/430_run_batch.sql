@@ -224,6 +224,7 @@ declare
     v_number bigint;
     v_share record;
     v_since timestamptz[];
+    v_marks constant timestamptz[] := memory.marks;
     v_looking interval := interval '0';
     v_look_began timestamptz;
     v_expanded record;
@@ -315,8 +316,13 @@ begin
         loop
             v_look_began := clock_timestamp();
             select c.* into v_chosen
-            from builder_score.choose_due(v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
-            if memory.marks[1] is null then     -- later looks pass people over
+            from builder_score.choose_next(
+                v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places, 8 * v_settings.batch_target, memory) as c;
+            memory := v_chosen.memory;
+            if v_chosen.marks is null then
+                in_full := false;
+                memory.marks := v_marks[1:3] || memory.marks[4];
+            elsif memory.marks[1] is null then      -- later looks pass people over
                 memory.marks := v_chosen.marks || memory.marks[4];
                 v_looking := v_looking + (clock_timestamp() - v_look_began);
                 v_since := memory.marks[1:3] || v_since[4];     -- the dead rows were waded through

@@ -19,6 +19,11 @@ ACCEPTED = {
     # one value among others, and a record it is
     ("builder_score.run_batch(text,builder_score.run_memory)", "is not single argument"),
     (
+        "builder_score.choose_next(integer,bigint,builder_score.user_id[],"
+        "timestamp with time zone[],integer,integer,interval,builder_score.run_memory)",
+        "is not single argument",
+    ),
+    (
         "builder_score.run_round(text,integer,timestamp with time zone,builder_score.run_memory)",
         "is not single argument",
     ),

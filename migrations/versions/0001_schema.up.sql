@@ -900,7 +900,11 @@ create type builder_score.run_memory as (
     full_look_at timestamptz,
     batch_size integer,
     round_at timestamptz,
-    others_until timestamptz
+    others_until timestamptz,
+    swept_to builder_score.user_id,
+    ahead builder_score.user_id[],
+    ahead_since timestamptz,
+    ahead_priority smallint
 );
 
 comment on type builder_score.run_memory is
@@ -912,6 +916,10 @@ comment on column builder_score.run_memory.looked_at is 'When all was looked at 
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
 comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
 comment on column builder_score.run_memory.batch_size is 'Users in the next batch, by how long the last ones took; null: settings.batch_size, however long that takes.';
+comment on column builder_score.run_memory.swept_to is 'While more is due than a batch takes: the last user of the last batch; from there on, in the order of ids, the next ones are taken.';
+comment on column builder_score.run_memory.ahead is 'Chosen for the batches that come next, in the order in which they are taken.';
+comment on column builder_score.run_memory.ahead_since is 'When they were chosen.';
+comment on column builder_score.run_memory.ahead_priority is 'The priority of most of them: what comes with a better one does not wait for them.';
 comment on column builder_score.run_memory.others_until is
     'After somebody had a batch of their own: for as long again it is the turn of those who need none.';
 
@@ -2290,7 +2298,8 @@ create function builder_score.choose_due(
     out user_ids builder_score.user_id[],
     out first_of_them builder_score.user_id,
     out all_of_them boolean,
-    out marks timestamptz[]
+    out marks timestamptz[],
+    out priority smallint
 ) returns record
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -2303,6 +2312,7 @@ as $function$
 -- since: where to begin looking, by priority (null: with the oldest)
 -- all_of_them: whether no due row behind that was left out
 -- marks: where the next look may begin, by priority
+-- priority: the worst of those who are not taken for their age alone
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 -- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
 -- takes of theirs what they would come to last.
@@ -2329,7 +2339,7 @@ begin
         ) as q
     ),
     chosen as (
-        select d.user_id, d.priority, d.not_before
+        select d.user_id, d.priority, d.not_before, d.among_oldest
         from (
             select due.*,
                    row_number() over (order by due.ours or batch_number % 10 = 9 desc, due.not_before) <= v_oldest as among_oldest
@@ -2347,8 +2357,9 @@ begin
            (select array_agg(coalesce(m.first, v_now - interval '1 second') order by m.priority)
             from (select p.priority, min(d.not_before) as first
                   from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
-                  group by p.priority) as m)
-    into user_ids, first_of_them, all_of_them, marks
+                  group by p.priority) as m),
+           coalesce(max(c.priority) filter (where not c.among_oldest), max(c.priority))
+    into user_ids, first_of_them, all_of_them, marks, priority
     from chosen as c;
 end
 $function$;
@@ -2356,6 +2367,100 @@ $function$;
 comment on function builder_score.choose_due(integer, bigint, builder_score.user_id[], timestamptz[], integer, integer) is
     'The due users a batch looks at, but those passed over: by priority, then our share, then age, with every tenth place for the oldest '
     'of any priority.';
+
+create function builder_score.choose_next(
+    batch_size integer,
+    batch_number bigint,
+    passed_over builder_score.user_id[],
+    since timestamptz[],
+    place integer,
+    places integer,
+    patience interval,
+    inout memory builder_score.run_memory,
+    out user_ids builder_score.user_id[],
+    out first_of_them builder_score.user_id,
+    out all_of_them boolean,
+    out marks timestamptz[]
+) returns record
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+set jit = off
+set enable_bitmapscan = off
+set enable_seqscan = off
+as $function$
+-- reads: score_recalc_queue
+-- writes: nothing
+-- While more is due than a batch takes, eight batches are chosen at once and taken in the order of ids: what each of them reads and
+-- writes lies closer together then. The next eight go on where these ended, so that nobody's id keeps them waiting; and
+-- what comes with a better priority, or after patience, has eight chosen anew: nobody is lost, their rows are still there.
+-- marks: null where nothing was looked for, because there were some ahead
+declare
+    v_now constant timestamptz := clock_timestamp();
+    v_sweeping constant boolean := cardinality(passed_over) = 0 and memory.batch_size is not null;
+    v_chosen record;
+begin
+    if v_sweeping and v_now between memory.ahead_since and memory.ahead_since + patience and cardinality(memory.ahead) > 0
+       and not exists (
+           select
+           from (values (0::smallint), (10::smallint)) as p(priority)
+           cross join lateral (
+               select from builder_score.score_recalc_queue as q
+               where q.priority = p.priority
+                 and q.not_before > memory.ahead_since
+                 and q.not_before <= v_now
+                 and q.user_id is not null
+               limit 1
+           ) as better
+           where p.priority < memory.ahead_priority)
+    then
+        -- there may be more workers, or fewer, than when they were chosen
+        user_ids := array(select u.id from unnest(memory.ahead[:batch_size]) as u(id) where builder_score.is_share(u.id, place, places) order by u.id);
+        all_of_them := false;
+        memory.swept_to := memory.ahead[least(batch_size, cardinality(memory.ahead))];
+        memory.ahead := memory.ahead[batch_size + 1:];
+        if cardinality(user_ids) > 0 then
+            return;
+        end if;
+    end if;
+
+    memory.ahead := null;
+    if v_sweeping and memory.swept_to is not null then
+        select c.* into v_chosen
+        from builder_score.choose_due(8 * batch_size, batch_number, passed_over, since, place, places) as c;
+        -- our share alone, beside others: who sweeps through theirs would meet them all the way
+        user_ids := array(
+            select u.id
+            from unnest(v_chosen.user_ids) as u(id)
+            where builder_score.is_share(u.id, place, places)
+            order by u.id <= memory.swept_to, u.id
+        );
+        if cardinality(user_ids) > batch_size then
+            first_of_them := v_chosen.first_of_them;    -- whose turn it is, wherever they are
+            user_ids := array_remove(user_ids, first_of_them);
+            memory.ahead := user_ids[batch_size:];
+            memory.ahead_since := v_now;
+            memory.ahead_priority := v_chosen.priority;
+            memory.swept_to := coalesce(user_ids[batch_size - 1], memory.swept_to);
+            user_ids := user_ids[:batch_size - 1] || first_of_them;
+            all_of_them := false;
+            marks := v_chosen.marks;
+            return;
+        end if;
+    end if;
+    select c.* into v_chosen
+    from builder_score.choose_due(batch_size, batch_number, passed_over, since, place, places) as c;
+    user_ids := v_chosen.user_ids;
+    first_of_them := v_chosen.first_of_them;
+    all_of_them := v_chosen.all_of_them;
+    marks := v_chosen.marks;
+    if v_sweeping then
+        memory.swept_to := case when not all_of_them then user_ids[cardinality(user_ids)] end;
+    end if;
+end
+$function$;
+
+comment on function builder_score.choose_next(integer, bigint, builder_score.user_id[], timestamptz[], integer, integer, interval, builder_score.run_memory) is
+    'The due users a batch looks at: as choose_due() has them, and in a crowd by neighbours, of eight batches that were chosen at once.';
 
 create function builder_score.lock_users(user_ids builder_score.user_id[]) returns builder_score.user_id[]
 language plpgsql security definer
@@ -3373,6 +3478,7 @@ declare
     v_number bigint;
     v_share record;
     v_since timestamptz[];
+    v_marks constant timestamptz[] := memory.marks;
     v_looking interval := interval '0';
     v_look_began timestamptz;
     v_expanded record;
@@ -3464,8 +3570,13 @@ begin
         loop
             v_look_began := clock_timestamp();
             select c.* into v_chosen
-            from builder_score.choose_due(v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places) as c;
-            if memory.marks[1] is null then     -- later looks pass people over
+            from builder_score.choose_next(
+                v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places, 8 * v_settings.batch_target, memory) as c;
+            memory := v_chosen.memory;
+            if v_chosen.marks is null then
+                in_full := false;
+                memory.marks := v_marks[1:3] || memory.marks[4];
+            elsif memory.marks[1] is null then      -- later looks pass people over
                 memory.marks := v_chosen.marks || memory.marks[4];
                 v_looking := v_looking + (clock_timestamp() - v_look_began);
                 v_since := memory.marks[1:3] || v_since[4];     -- the dead rows were waded through
