@@ -147,10 +147,10 @@ comment on column builder_score.run_memory.looked_at is 'When all was looked at 
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
 comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
 comment on column builder_score.run_memory.batch_size is 'Users in the next batch, by how long the last ones took; null: settings.batch_size, however long that takes.';
-comment on column builder_score.run_memory.swept_to is 'While more is due than a batch takes: the last user of the last batch; from there on, in the order of ids, the next ones are taken.';
+comment on column builder_score.run_memory.swept_to is 'While more is due than a batch takes: the last user who was taken; from there on, in the order of ids, the next ones are.';
 comment on column builder_score.run_memory.ahead is 'Chosen for the batches that come next, in the order in which they are taken.';
 comment on column builder_score.run_memory.ahead_since is 'When they were chosen.';
-comment on column builder_score.run_memory.ahead_priority is 'The priority of most of them: what comes with a better one does not wait for them.';
+comment on column builder_score.run_memory.ahead_priority is 'Their priority: what comes with a better one does not wait for them.';
 comment on column builder_score.run_memory.others_until is
     'After somebody had a batch of their own: for as long again it is the turn of those who need none.';
 

@@ -25,7 +25,7 @@ as $function$
 -- since: where to begin looking, by priority (null: with the oldest)
 -- all_of_them: whether no due row behind that was left out
 -- marks: where the next look may begin, by priority
--- priority: the worst of those who are not taken for their age alone
+-- priority: of all who are not taken for their age alone; null where it is not the same
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 -- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
 -- takes of theirs what they would come to last.
@@ -71,7 +71,8 @@ begin
             from (select p.priority, min(d.not_before) as first
                   from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
                   group by p.priority) as m),
-           coalesce(max(c.priority) filter (where not c.among_oldest), max(c.priority))
+           case when min(c.priority) filter (where not c.among_oldest) = max(c.priority) filter (where not c.among_oldest)
+                then max(c.priority) filter (where not c.among_oldest) end
     into user_ids, first_of_them, all_of_them, marks, priority
     from chosen as c;
 end
@@ -88,7 +89,7 @@ create function builder_score.choose_next(
     since timestamptz[],
     place integer,
     places integer,
-    patience interval,
+    batch_target interval,
     inout memory builder_score.run_memory,
     out user_ids builder_score.user_id[],
     out first_of_them builder_score.user_id,
@@ -103,16 +104,17 @@ set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
--- While more is due than a batch takes, eight batches are chosen at once and taken in the order of ids: what each of them reads and
--- writes lies closer together then. The next eight go on where these ended, so that nobody's id keeps them waiting; and
--- what comes with a better priority, or after patience, has eight chosen anew: nobody is lost, their rows are still there.
+-- While more of one priority is due than a batch takes, eight batches are chosen at once and taken in the order of ids: what each
+-- of them reads and writes lies closer together then. The next eight go on where these ended, so that nobody's id keeps them
+-- waiting; and when a better priority comes, or they took too long, it is chosen anew: nobody is lost, their rows are still there.
 -- marks: null where nothing was looked for, because there were some ahead
 declare
     v_now constant timestamptz := clock_timestamp();
-    v_sweeping constant boolean := cardinality(passed_over) = 0 and memory.batch_size is not null;
+    v_batches constant integer := 8;
+    v_may_sweep constant boolean := cardinality(passed_over) = 0 and memory.batch_size is not null;
     v_chosen record;
 begin
-    if v_sweeping and v_now between memory.ahead_since and memory.ahead_since + patience and cardinality(memory.ahead) > 0
+    if v_may_sweep and v_now between memory.ahead_since and memory.ahead_since + v_batches * batch_target and cardinality(memory.ahead) > 0
        and not exists (
            select
            from (values (0::smallint), (10::smallint)) as p(priority)
@@ -137,9 +139,9 @@ begin
     end if;
 
     memory.ahead := null;
-    if v_sweeping and memory.swept_to is not null then
+    if v_may_sweep and memory.swept_to is not null then
         select c.* into v_chosen
-        from builder_score.choose_due(8 * batch_size, batch_number, passed_over, since, place, places) as c;
+        from builder_score.choose_due(v_batches * batch_size, batch_number, passed_over, since, place, places) as c;
         -- our share alone, beside others: who sweeps through theirs would meet them all the way
         user_ids := array(
             select u.id
@@ -147,7 +149,7 @@ begin
             where builder_score.is_share(u.id, place, places)
             order by u.id <= memory.swept_to, u.id
         );
-        if cardinality(user_ids) > batch_size then
+        if cardinality(user_ids) > batch_size and v_chosen.priority is not null then
             first_of_them := v_chosen.first_of_them;    -- whose turn it is, wherever they are
             user_ids := array_remove(user_ids, first_of_them);
             memory.ahead := user_ids[batch_size:];
@@ -166,8 +168,9 @@ begin
     first_of_them := v_chosen.first_of_them;
     all_of_them := v_chosen.all_of_them;
     marks := v_chosen.marks;
-    if v_sweeping then
-        memory.swept_to := case when not all_of_them then user_ids[cardinality(user_ids)] end;
+    if v_may_sweep then
+        -- Not again directly after it came to nothing: with a better priority in every batch it would be chosen twice each time.
+        memory.swept_to := case when not all_of_them and memory.swept_to is null then user_ids[cardinality(user_ids)] end;
     end if;
 end
 $function$;

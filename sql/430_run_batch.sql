@@ -317,7 +317,7 @@ begin
             v_look_began := clock_timestamp();
             select c.* into v_chosen
             from builder_score.choose_next(
-                v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places, 8 * v_settings.batch_target, memory) as c;
+                v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places, v_settings.batch_target, memory) as c;
             memory := v_chosen.memory;
             if v_chosen.marks is null then
                 in_full := false;
@@ -465,7 +465,7 @@ begin
                 last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
             where w.worker = run_batch.worker;
         exception when lock_not_available then
-            null;   -- somebody's open transaction has the row: what was scored is worth more than a note of it
+            null;   -- somebody's open transaction has the row, longer than another drain() would: the scores are worth more than a note of them
         end;
     end if;
     if v_number % 8 = 0 then

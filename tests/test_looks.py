@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 
+from tests.batches import Run
 from tests.community import add_project, add_user, configure, drain, one, queue, score
 from tests.interleave import Sessions, assert_right, settle
 from tests.statements import run
@@ -17,41 +18,6 @@ MANY = 1_001
 @pytest.fixture(autouse=True)
 def no_window(db: Connection[Any]) -> None:
     configure(db, debounce_window="0")
-
-
-class Run:
-    """A worker's run, batch by batch; each commits."""
-
-    def __init__(self, db: Connection[Any], batch_size: int | None = None) -> None:
-        self._db = db
-        run(db, "create table memory (it builder_score.run_memory)")
-        run(db, "insert into memory values (null)")
-        if batch_size is not None:
-            run(db, f"update memory set it.batch_size = {batch_size}")
-
-    def batch(self) -> tuple[int, bool, bool]:
-        """Give what was recalculated, and whether that was the end, of a look in full."""
-        rows = self._db.execute("""
-            with batch as materialized (
-                select b.*
-                from memory as m
-                cross join lateral builder_score.run_batch('resident', m.it) as b
-            ), kept as (
-                update memory set it = batch.memory from batch
-            )
-            select recalculated, exhausted, in_full from batch
-        """).fetchall()
-        return rows[0]
-
-    def put_off_the_full_look(self) -> None:
-        """Let the next one be as far away as after a look that took long."""
-        run(
-            self._db,
-            "update memory set it.full_look_at = clock_timestamp() + interval '1 hour'",
-        )
-
-    def let_it_be_time(self) -> None:
-        run(self._db, "update memory set it.full_look_at = clock_timestamp()")
 
 
 def enqueue_long_ago(session: Any, user: UUID, ago: str = "1 hour") -> None:

@@ -6,10 +6,10 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 
+from tests.batches import Run
 from tests.community import configure, one
 from tests.interleave import assert_right, settle
 from tests.statements import run
-from tests.test_looks import Run
 
 BATCH = 10
 CROWD = 9 * BATCH
@@ -96,19 +96,45 @@ def test_those_behind_wait_for_no_longer_than_patience(
     assert_right(db)
 
 
+@pytest.mark.parametrize("batches", [2, 3])
 @pytest.mark.parametrize(("priority", "at_once"), [(0, True), (10, False), (20, False)])
 def test_who_comes_with_a_better_priority_does_not_wait_for_those_ahead(
-    db: Connection[Any], crowd: list[UUID], priority: int, at_once: bool
+    db: Connection[Any], crowd: list[UUID], batches: int, priority: int, at_once: bool
 ) -> None:
     worker = Run(db, BATCH)
+    for _ in range(batches):
+        taken(db, worker)
+    assert one(db, "select cardinality((it).ahead) from memory") == (9 - batches) * BATCH
+    late = [person(CROWD + number) for number in range(1, 5)]
+    for user in late:
+        db.execute(
+            "insert into users (id, email, username) values (%s, %s, %s)",
+            [user, str(user), str(user)],
+        )
+    db.execute("delete from builder_score.score_recalc_queue where user_id = any(%s)", [late])
+    for user in late:
+        enqueue(db, user, priority)
+    assert set(taken(db, worker)) >= set(late) or not at_once
+    assert at_once or not due(db).isdisjoint(late)
+    settle(db)
+    assert_right(db)
+
+
+def test_among_several_priorities_the_best_is_taken_first(
+    db: Connection[Any], crowd: list[UUID]
+) -> None:
+    """As many as three batches take, of a better priority than the crowd, and younger."""
+    worker = Run(db, BATCH)
     taken(db, worker)
-    taken(db, worker)
-    assert one(db, "select cardinality((it).ahead) from memory") == 7 * BATCH
-    late = person(CROWD + 1)
-    db.execute("insert into users (id, email, username) values (%s, 'late', 'late')", [late])
-    run(db, f"delete from builder_score.score_recalc_queue where user_id = '{late}'")
-    enqueue(db, late, priority)
-    assert (late in taken(db, worker)) == at_once
+    better = [user for user in crowd if user in due(db)][-3 * BATCH :]
+    db.execute(
+        "update builder_score.score_recalc_queue set priority = 0, not_before = clock_timestamp()"
+        " where user_id = any(%s)",
+        [better],
+    )
+    for _ in range(4):  # in each a tenth is for those who wait for longest
+        taken(db, worker)
+    assert due(db).isdisjoint(better)
     settle(db)
     assert_right(db)
 

@@ -916,10 +916,10 @@ comment on column builder_score.run_memory.looked_at is 'When all was looked at 
 comment on column builder_score.run_memory.full_look_at is 'When that is done again: it may take a twentieth of the time.';
 comment on column builder_score.run_memory.round_at is 'When an idle worker''s round is a whole one though nothing seems to be there.';
 comment on column builder_score.run_memory.batch_size is 'Users in the next batch, by how long the last ones took; null: settings.batch_size, however long that takes.';
-comment on column builder_score.run_memory.swept_to is 'While more is due than a batch takes: the last user of the last batch; from there on, in the order of ids, the next ones are taken.';
+comment on column builder_score.run_memory.swept_to is 'While more is due than a batch takes: the last user who was taken; from there on, in the order of ids, the next ones are.';
 comment on column builder_score.run_memory.ahead is 'Chosen for the batches that come next, in the order in which they are taken.';
 comment on column builder_score.run_memory.ahead_since is 'When they were chosen.';
-comment on column builder_score.run_memory.ahead_priority is 'The priority of most of them: what comes with a better one does not wait for them.';
+comment on column builder_score.run_memory.ahead_priority is 'Their priority: what comes with a better one does not wait for them.';
 comment on column builder_score.run_memory.others_until is
     'After somebody had a batch of their own: for as long again it is the turn of those who need none.';
 
@@ -2312,7 +2312,7 @@ as $function$
 -- since: where to begin looking, by priority (null: with the oldest)
 -- all_of_them: whether no due row behind that was left out
 -- marks: where the next look may begin, by priority
--- priority: the worst of those who are not taken for their age alone
+-- priority: of all who are not taken for their age alone; null where it is not the same
 -- In the index's order, up to the limit: without statistics the planner would fetch the whole backlog, and sort it.
 -- Beside other workers half as much again as all of them take, and of that first our share. Who is ahead of the others
 -- takes of theirs what they would come to last.
@@ -2358,7 +2358,8 @@ begin
             from (select p.priority, min(d.not_before) as first
                   from (values (0), (10), (20)) as p(priority) left join due as d on d.priority = p.priority
                   group by p.priority) as m),
-           coalesce(max(c.priority) filter (where not c.among_oldest), max(c.priority))
+           case when min(c.priority) filter (where not c.among_oldest) = max(c.priority) filter (where not c.among_oldest)
+                then max(c.priority) filter (where not c.among_oldest) end
     into user_ids, first_of_them, all_of_them, marks, priority
     from chosen as c;
 end
@@ -2375,7 +2376,7 @@ create function builder_score.choose_next(
     since timestamptz[],
     place integer,
     places integer,
-    patience interval,
+    batch_target interval,
     inout memory builder_score.run_memory,
     out user_ids builder_score.user_id[],
     out first_of_them builder_score.user_id,
@@ -2390,16 +2391,17 @@ set enable_seqscan = off
 as $function$
 -- reads: score_recalc_queue
 -- writes: nothing
--- While more is due than a batch takes, eight batches are chosen at once and taken in the order of ids: what each of them reads and
--- writes lies closer together then. The next eight go on where these ended, so that nobody's id keeps them waiting; and
--- what comes with a better priority, or after patience, has eight chosen anew: nobody is lost, their rows are still there.
+-- While more of one priority is due than a batch takes, eight batches are chosen at once and taken in the order of ids: what each
+-- of them reads and writes lies closer together then. The next eight go on where these ended, so that nobody's id keeps them
+-- waiting; and when a better priority comes, or they took too long, it is chosen anew: nobody is lost, their rows are still there.
 -- marks: null where nothing was looked for, because there were some ahead
 declare
     v_now constant timestamptz := clock_timestamp();
-    v_sweeping constant boolean := cardinality(passed_over) = 0 and memory.batch_size is not null;
+    v_batches constant integer := 8;
+    v_may_sweep constant boolean := cardinality(passed_over) = 0 and memory.batch_size is not null;
     v_chosen record;
 begin
-    if v_sweeping and v_now between memory.ahead_since and memory.ahead_since + patience and cardinality(memory.ahead) > 0
+    if v_may_sweep and v_now between memory.ahead_since and memory.ahead_since + v_batches * batch_target and cardinality(memory.ahead) > 0
        and not exists (
            select
            from (values (0::smallint), (10::smallint)) as p(priority)
@@ -2424,9 +2426,9 @@ begin
     end if;
 
     memory.ahead := null;
-    if v_sweeping and memory.swept_to is not null then
+    if v_may_sweep and memory.swept_to is not null then
         select c.* into v_chosen
-        from builder_score.choose_due(8 * batch_size, batch_number, passed_over, since, place, places) as c;
+        from builder_score.choose_due(v_batches * batch_size, batch_number, passed_over, since, place, places) as c;
         -- our share alone, beside others: who sweeps through theirs would meet them all the way
         user_ids := array(
             select u.id
@@ -2434,7 +2436,7 @@ begin
             where builder_score.is_share(u.id, place, places)
             order by u.id <= memory.swept_to, u.id
         );
-        if cardinality(user_ids) > batch_size then
+        if cardinality(user_ids) > batch_size and v_chosen.priority is not null then
             first_of_them := v_chosen.first_of_them;    -- whose turn it is, wherever they are
             user_ids := array_remove(user_ids, first_of_them);
             memory.ahead := user_ids[batch_size:];
@@ -2453,8 +2455,9 @@ begin
     first_of_them := v_chosen.first_of_them;
     all_of_them := v_chosen.all_of_them;
     marks := v_chosen.marks;
-    if v_sweeping then
-        memory.swept_to := case when not all_of_them then user_ids[cardinality(user_ids)] end;
+    if v_may_sweep then
+        -- Not again directly after it came to nothing: with a better priority in every batch it would be chosen twice each time.
+        memory.swept_to := case when not all_of_them and memory.swept_to is null then user_ids[cardinality(user_ids)] end;
     end if;
 end
 $function$;
@@ -3571,7 +3574,7 @@ begin
             v_look_began := clock_timestamp();
             select c.* into v_chosen
             from builder_score.choose_next(
-                v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places, 8 * v_settings.batch_target, memory) as c;
+                v_size, v_number, v_passed_over, v_since, v_share.place, v_share.places, v_settings.batch_target, memory) as c;
             memory := v_chosen.memory;
             if v_chosen.marks is null then
                 in_full := false;
@@ -3719,7 +3722,7 @@ begin
                 last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
             where w.worker = run_batch.worker;
         exception when lock_not_available then
-            null;   -- somebody's open transaction has the row: what was scored is worth more than a note of it
+            null;   -- somebody's open transaction has the row, longer than another drain() would: the scores are worth more than a note of them
         end;
     end if;
     if v_number % 8 = 0 then
@@ -4747,7 +4750,7 @@ declare
     v_higher bigint;
     v_lower bigint;
 begin
-    if (select h.attached_at is null from builder_score.host as h) then
+    if (select h.attached_at is null from builder_score.host as h) then     -- nearly never: a call is spared
         perform builder_score.require_attached();
     end if;
     select true, s.score into v_is_there, score
