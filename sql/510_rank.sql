@@ -48,7 +48,7 @@ declare
     v_higher bigint;
     v_lower bigint;
 begin
-    if (select h.attached_at is null from builder_score.host as h) then
+    if (select h.attached_at is null from builder_score.host as h) then     -- nearly never: a call is spared
         perform builder_score.require_attached();
     end if;
     select true, s.score into v_is_there, score
