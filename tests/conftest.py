@@ -53,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip what needs pg_cron: for the servers of `make test-matrix` that have none",
     )
+    parser.addoption(
+        "--without-contrib",
+        action="store_true",
+        help="skip what needs the modules that come with PostgreSQL's source: likewise",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,13 +79,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {f"test_{name}": place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
-    if not config.getoption("--without-pg-cron"):
-        return
-    needs_it = pytest.mark.skip(reason="this server has no pg_cron")
-    for item in items:
-        by_fixture = "cron_database" in getattr(item, "fixturenames", ())
-        if by_fixture or item.get_closest_marker("pg_cron"):
-            item.add_marker(needs_it)
+    for name in ("pg_cron", "contrib"):
+        if not config.getoption(f"--without-{name.replace('_', '-')}"):
+            continue
+        needs_it = pytest.mark.skip(reason=f"this server has no {name}")
+        for item in items:
+            fixtures = getattr(item, "fixturenames", ())
+            by_fixture = name == "pg_cron" and "cron_database" in fixtures
+            if by_fixture or item.get_closest_marker(name):
+                item.add_marker(needs_it)
 
 
 def with_pg_cron(config: pytest.Config, database: str) -> str | None:

@@ -54,6 +54,8 @@ def figure(**changed: Any) -> Figure:
 # The benchmarks themselves
 
 
+@pytest.mark.pg_cron
+@pytest.mark.contrib
 @pytest.mark.parametrize("name", command.benchmarks())
 def test_each_works(name: str, results: Path) -> None:
     figures = read_figures(results / f"{name}.json")

@@ -425,6 +425,7 @@ def test_a_pg_cron_that_is_not_loaded_or_on_another_server(app: str) -> None:
         )
 
 
+@pytest.mark.pg_cron
 def test_who_may_not_use_pg_cron_is_told_which_grant_is_missing(
     server: PrivateCluster, app: str
 ) -> None:
@@ -441,6 +442,7 @@ def test_who_may_not_use_pg_cron_is_told_which_grant_is_missing(
         db.execute("drop owned by looks; drop role looks")
 
 
+@pytest.mark.pg_cron
 def test_a_job_that_somebody_else_removed_is_scheduled_as_the_installer(
     server: PrivateCluster, app: str
 ) -> None:
@@ -453,6 +455,7 @@ def test_a_job_that_somebody_else_removed_is_scheduled_as_the_installer(
         db.execute("select builder_score.schedule()")
 
 
+@pytest.mark.pg_cron
 def test_a_run_that_failed_is_quoted_without_the_statements_that_it_came_from(app: str) -> None:
     with connect(app) as db:
         db.execute(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from psycopg import Connection
 
 from benchmarks.wal import LOCK, users_and_indexes, written_by
@@ -10,6 +11,7 @@ from tests.community import add_user, configure, drain, score
 PEOPLE = 20
 
 
+@pytest.mark.contrib  # pg_walinspect
 def test_of_an_unchanged_score_the_log_has_nothing_but_the_lock(db: Connection[Any]) -> None:
     configure(db, debounce_window="0")
     people = [add_user(db, f"person{number}") for number in range(PEOPLE)]

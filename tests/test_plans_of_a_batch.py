@@ -15,6 +15,8 @@ from tests.host_schemas import HOSTS
 from tests.plans import PlanMode, Recording, fill, planning, recorded
 from tests.statements import run
 
+pytestmark = pytest.mark.contrib  # auto_explain
+
 PEOPLE = 20_000
 BATCH = 200
 

@@ -12,6 +12,8 @@ from tests.conftest import janitor
 from tests.plans import PlanMode, Recording, planning, recorded
 from tests.reading import create_users
 
+pytestmark = pytest.mark.contrib  # auto_explain
+
 PEOPLE = 20_000
 PAGE = 20
 
