@@ -37,8 +37,7 @@ def follow(heading: str, names: Names, *, replacing: dict[str, str] | None = Non
         names: What the reader has already, such as models and a session.
         replacing: Text in the code, such as an address, and what it is here.
     """
-    for block in blocks(heading, "python"):
-        run(block.body, names, replacing=replacing)
+    run(_code(heading, replacing), names)
     return names
 
 
@@ -46,22 +45,22 @@ async def follow_async(
     heading: str, names: Names, *, replacing: dict[str, str] | None = None
 ) -> Names:
     """Like `follow`, for code that awaits at its top level."""
-    for block in blocks(heading, "python"):
-        for code, shown in _steps(_replaced(block.body, replacing)):
-            value = eval(code, names)
-            if code.co_flags & inspect.CO_COROUTINE:
-                value = await value
-            _compare(value, shown)
+    for step, shown in _steps(_code(heading, replacing)):
+        value = eval(step, names)
+        if step.co_flags & inspect.CO_COROUTINE:
+            value = await value
+        _compare(value, shown)
     return names
 
 
-def run(code: str, names: Names, *, replacing: dict[str, str] | None = None) -> None:
-    """Run one block's Python."""
-    for step, shown in _steps(_replaced(code, replacing)):
+def run(code: str, names: Names) -> None:
+    """Run some Python as `follow` does."""
+    for step, shown in _steps(code):
         _compare(eval(step, names), shown)
 
 
-def _replaced(code: str, replacing: dict[str, str] | None) -> str:
+def _code(heading: str, replacing: dict[str, str] | None) -> str:
+    code = "\n".join(block.body for block in blocks(heading, "python"))
     for old, new in (replacing or {}).items():
         assert old in code, f"{old!r} is not in the code"
         code = code.replace(old, new)

@@ -5,9 +5,14 @@ from typing import Any, LiteralString, cast, get_args
 
 import psycopg
 import pytest
+from psycopg import Connection
+from sqlalchemy import BigInteger, Column, Double, Integer, String, Table, Uuid, select
+from sqlalchemy.orm import aliased, registry
 
 from pyscore import ScoreReader
 from pyscore.cluster import PrivateCluster
+from pyscore.orm import leaderboard
+from pyscore.reading.binds import Statement, compiled
 from tests.conftest import janitor
 from tests.plans import PlanMode, Recording, planning, recorded
 from tests.reading import create_users
@@ -61,22 +66,25 @@ def statistics(ranking: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=get_args(PlanMode))
-def read(
-    ranking: str, statistics: str, request: pytest.FixtureRequest
-) -> Iterator[Callable[[Read], Recording]]:
-    """Records what a call of a reader's has the server do."""
+def db(ranking: str, statistics: str, request: pytest.FixtureRequest) -> Iterator[Connection[Any]]:
     with planning(ranking, request.param) as db:
-        reader = ScoreReader(db)
-        reader.leaderboard(1)  # learns the columns' types
+        yield db
 
-        def recording(call: Read) -> Recording:
-            with recorded(db) as statements:
-                call(reader)
-            assert len(statements) == 1
-            assert statements.compiled == []
-            return statements
 
-        yield recording
+@pytest.fixture
+def read(db: Connection[Any]) -> Callable[[Read], Recording]:
+    """Records what a call of a reader's has the server do."""
+    reader = ScoreReader(db)
+    reader.leaderboard(1)  # learns the columns' types
+
+    def recording(call: Read) -> Recording:
+        with recorded(db) as statements:
+            call(reader)
+        assert len(statements) == 1
+        assert statements.compiled == []
+        return statements
+
+    return recording
 
 
 def behind(reader: ScoreReader, score: int) -> str:
@@ -115,6 +123,49 @@ def test_every_page_costs_what_the_first_one_does(
         assert look.indexes("users") == {"users_builder_score_id_idx"}, name
         assert look.rows <= PAGE + 1, name
         assert look.blocks <= 2 * first.blocks <= 3 * PAGE, name
+        assert look.sorted_rows == 0, name
+
+
+TYPES: dict[str, Any] = {
+    **{"uuid": Uuid, "bigint": BigInteger, "varchar(26)": String(26)},
+    **{"integer": Integer, "double precision": Double},
+}
+
+
+@pytest.fixture
+def model(ranking: str, request: pytest.FixtureRequest) -> Any:
+    """The users, mapped as an application does it."""
+    key, score = request.node.callspec.params["ranking"]
+
+    class User:
+        pass
+
+    mapping = registry()
+    columns = Column("id", TYPES[key], primary_key=True), Column("builder_score", TYPES[score])
+    mapping.map_imperatively(User, Table("users", mapping.metadata, *columns))
+    return User
+
+
+def test_a_page_of_the_orms_costs_what_the_readers_does(
+    db: Connection[Any], model: Any, read: Callable[[Read], Recording]
+) -> None:
+    def ask(statement: Statement) -> Recording:
+        query, values = compiled(statement)
+        return read(lambda _: db.execute(query.encode(), values))
+
+    deep = behind(ScoreReader(db), 60)
+    first = read(lambda reader: reader.leaderboard(PAGE))
+    for name, statement in {
+        "first": leaderboard(model),
+        "in the middle": leaderboard(model, after=deep),
+        "above": leaderboard(model, above=40, after=deep),
+        "in a subquery": select(leaderboard(model, after=deep).limit(PAGE).subquery()),
+        "of an alias": leaderboard(aliased(model), after=deep),
+    }.items():
+        look = ask(statement.limit(PAGE))
+        assert look.indexes("users") == {"users_builder_score_id_idx"}, name
+        assert look.rows <= PAGE, name
+        assert look.blocks <= 2 * first.blocks, name
         assert look.sorted_rows == 0, name
 
 

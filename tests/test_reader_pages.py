@@ -39,6 +39,12 @@ KEYS: dict[str, list[str]] = {
 }
 
 
+def people(key: str, score: str) -> st.SearchStrategy[list[tuple[str, Any, bool]]]:
+    """Id, score, and whether they are banned."""
+    each = st.tuples(st.sampled_from(KEYS[key]), st.sampled_from(SCORES[score]), st.booleans())
+    return st.lists(each, unique_by=lambda row: row[0], max_size=25)
+
+
 @pytest.fixture
 def db(bare: Connection[Any]) -> Connection[Any]:
     """Without us: reading needs nothing of ours."""
@@ -67,11 +73,7 @@ def test_pages_together_are_the_plain_query(db: Connection[Any], key: str, score
 
     @settings(max_examples=25, deadline=None)
     @given(
-        rows=st.lists(
-            st.tuples(st.sampled_from(KEYS[key]), st.sampled_from(SCORES[score]), st.booleans()),
-            unique_by=lambda row: row[0],
-            max_size=25,
-        ),
+        rows=people(key, score),
         limit=st.integers(1, 7),
         hidden=st.sampled_from(list(conditions)),
         threshold=st.sampled_from([None, *(s for s in SCORES[score] if isinstance(s, int))]),

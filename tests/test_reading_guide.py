@@ -23,7 +23,9 @@ TESTS = Path(__file__).parent
 def people(db: Connection[Any]) -> Connection[Any]:
     """A small community, whose scores are its own."""
     for name, score in (("ada", 10), ("xia", 50), ("yan", 50), ("zoe", 60), ("new", None)):
-        add_user(db, name, builder_score=score, id=f"{ord(name[0]):08x}-{'0000-' * 3}{0:012x}")
+        user_id = f"{ord(name[0]):08x}-{'0000-' * 3}{0:012x}"
+        timezone = "America/Lima" if name == "yan" else "Europe/Oslo"
+        add_user(db, name, builder_score=score, id=user_id, timezone=timezone)
     return db
 
 
@@ -68,3 +70,11 @@ def test_plain_sql(reader: Reader) -> None:
     reader.follow(SECTIONS["Plain SQL"])
     with pytest.raises(AssertionError, match="the guide shows"):
         reader.follow([Block("sql", "select 1;\n"), Block("text", "2\n")])
+
+
+def test_sqlalchemy(database: str, people: Connection[Any]) -> None:
+    url = database.replace("postgresql:", "postgresql+psycopg:", 1)
+    names = reading_guide.follow("SQLAlchemy", {}, replacing={"postgresql+psycopg:///app": url})
+    session = names["session"]
+    session.close()
+    session.bind.dispose()
