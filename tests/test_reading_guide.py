@@ -4,6 +4,7 @@ The sections about one module each are followed by that module's own tests.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from psycopg import Connection
 
 from pyscore.cluster import PrivateCluster
+from pyscore.scores import TIERS
 from tests import reading_guide
 from tests.community import add_user
 from tests.guide import Block, Reader
 from tests.reading_guide import GUIDE, SECTIONS
+from tests.statements import run
 
 TESTS = Path(__file__).parent
 
@@ -22,11 +25,26 @@ TESTS = Path(__file__).parent
 @pytest.fixture
 def people(db: Connection[Any]) -> Connection[Any]:
     """A small community, whose scores are its own."""
-    for name, score in (("ada", 10), ("xia", 50), ("yan", 50), ("zoe", 60), ("new", None)):
+    for name, score in (("ada", 10), ("xia", 50), ("yan", 50), ("zoe", 60), ("new", 0)):
         user_id = f"{ord(name[0]):08x}-{'0000-' * 3}{0:012x}"
-        timezone = "America/Lima" if name == "yan" else "Europe/Oslo"
-        add_user(db, name, builder_score=score, id=user_id, timezone=timezone)
+        role, timezone = (
+            ("designer", "America/Lima") if name == "yan" else ("developer", "Europe/Oslo")
+        )
+        person = {"builder_score": score, "primary_role": role, "timezone": timezone}
+        add_user(db, name, id=user_id, **person)
+    db.execute(
+        "insert into builder_score.score_state (user_id, score, computed_at)"
+        " select id, builder_score, now() from users"
+    )
+    add_user(db, "nobody", builder_score=None)
     return db
+
+
+@pytest.fixture
+def app_role(people: Connection[Any]) -> Iterator[None]:
+    run(people, "create role app")
+    yield
+    run(people, "drop owned by app; drop role app")
 
 
 @pytest.fixture
@@ -66,10 +84,64 @@ def test_an_answer_that_is_not_what_is_shown_is_noticed() -> None:
         reading_guide.run("1 / 0\n", names)
 
 
-def test_plain_sql(reader: Reader) -> None:
+def test_plain_sql(reader: Reader, app_role: None) -> None:
     reader.follow(SECTIONS["Plain SQL"])
     with pytest.raises(AssertionError, match="the guide shows"):
         reader.follow([Block("sql", "select 1;\n"), Block("text", "2\n")])
+
+
+def test_tiers_in_sql_are_those_in_python(people: Connection[Any]) -> None:
+    texts = [block.body for block in reading_guide.blocks("Plain SQL", "sql")]
+    (bounds,) = set(re.findall(r"width_bucket\(\w+, '\{(.+?)\}'\)", "".join(texts)))
+    assert [int(bound) for bound in bounds.split(", ")] == [tier.low for tier in TIERS[1:]]
+    assert ", ".join(map(str, TIERS[:3])) + f", and {TIERS[3]}" in GUIDE.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def crowd(people: Connection[Any]) -> Connection[Any]:
+    """So many people that every statement shows how it goes about it."""
+    run(people, "alter table users set (autovacuum_enabled = false)")
+    run(people, "set session_replication_role = replica")
+    fill = """
+        insert into users (id, username, email, builder_score, primary_role)
+        select md5(n::text)::uuid, 'user' || n, n::text, nullif(n % 101, 100),
+               case when n % 200 = 0 then 'designer' else 'developer' end
+        from generate_series(1, 20000) as n
+    """
+    run(people, fill)
+    return people
+
+
+@pytest.mark.parametrize("statistics", ["none", "analyzed"])
+def test_plain_sql_goes_by_the_index(crowd: Connection[Any], statistics: str) -> None:
+    if statistics == "analyzed":
+        crowd.execute("analyze users")
+    looks: list[tuple[str, set[str]]] = []
+    for block in reading_guide.blocks("Plain SQL", "sql"):
+        for statement in block.body.split(";"):
+            if statement.strip().startswith("create index"):
+                run(crowd, statement)
+            elif re.search(r"\bfrom users\b", statement):
+                explained = f"explain (analyze, format json) {statement}"
+                ((plan,),) = run(crowd, explained)
+                nodes = list(nodes_of(plan[0]["Plan"]))
+                assert all(node["Node Type"] != "Sort" for node in nodes), statement
+                scans = [node for node in nodes if node.get("Relation Name") == "users"]
+                for scan in scans:
+                    assert scan["Node Type"] == "Index Scan", statement
+                    assert scan["Actual Rows"] + scan.get("Rows Removed by Filter", 0) <= 3
+                looks.append((statement, {scan["Index Name"] for scan in scans}))
+    by_name, by_score = "users_username_key", "idx_users_builder_score"
+    assert [indexes for _, indexes in looks] == [
+        *({by_score}, {by_score}, {"designers_by_score"}, {by_score}, {by_name}),
+        *({by_score, by_name}, {by_name}),
+    ]
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes_of(child)
 
 
 def test_sqlalchemy(database: str, people: Connection[Any]) -> None:
