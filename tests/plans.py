@@ -91,9 +91,18 @@ class Statement:
 
     @property
     def sorted_rows(self) -> int:
-        """Rows that went into its largest sort."""
-        sorts = [n for n in self.nodes if n["Node Type"].endswith("Sort")]
-        return max((_rows(n["Plans"][0]) for n in sorts), default=0)
+        """Rows that went into its largest sort, however often that ran."""
+        return max((_rows(n["Plans"][0]) for n in self._sorts), default=0)
+
+    @property
+    def sorted_at_once(self) -> float:
+        """Rows of its largest sort in one of that one's runs."""
+        each = (_rows(n["Plans"][0]) / n["Actual Loops"] for n in self._sorts)
+        return max(each, default=0)
+
+    @property
+    def _sorts(self) -> list[dict[str, Any]]:
+        return [n for n in self.nodes if n["Node Type"].endswith("Sort")]
 
 
 class Recording(list[Statement]):
@@ -129,8 +138,13 @@ class Recording(list[Statement]):
 
     @property
     def sorted_rows(self) -> int:
-        """Rows of the largest sort."""
+        """Rows of the largest sort, however often it ran."""
         return max((s.sorted_rows for s in self), default=0)
+
+    @property
+    def sorted_at_once(self) -> float:
+        """Rows of the largest sort in one run."""
+        return max((s.sorted_at_once for s in self), default=0)
 
     @property
     def compiled(self) -> list[str]:

@@ -460,7 +460,8 @@ def test_a_run_that_failed_is_quoted_without_the_statements_that_it_came_from(ap
     with connect(app) as db:
         db.execute(
             "insert into cron.job_run_details (jobid, runid, database, username, command, status,"
-            " return_message, start_time) select jobid, 0, database, username, command, 'failed',"
+            " return_message, start_time)"
+            " select jobid, 1000000, database, username, command, 'failed',"
             " E'ERROR:  no such thing\\nDETAIL:  none.\\nCONTEXT:  SQL statement', now()"
             " from cron.job where jobname = 'builder-score-worker'"
         )

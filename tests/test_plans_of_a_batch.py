@@ -131,7 +131,9 @@ def test_computing_probes_each_user_and_project(batch: Recording) -> None:
     computing = batch.of("compute")
     assert None not in computing.indexes("users", "projects", "project_collaborators")
     assert computing.rows <= 4 * BATCH
-    assert computing.sorted_rows == 0
+    # nobody's but a user's own: since PostgreSQL 16 count(distinct) has a node that sorts for it
+    assert computing.sorted_at_once <= 10
+    assert computing.sorted_rows <= 4 * BATCH
 
 
 def test_writing_probes_each_row(batch: Recording) -> None:
