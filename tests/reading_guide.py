@@ -73,7 +73,7 @@ def _steps(code: str) -> Generator[tuple[CodeType, str | None]]:
         is_question = isinstance(statement, ast.Expr)
         node = ast.Expression(statement.value) if is_question else ast.Module([statement], [])
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        step = compile(node, str(GUIDE), "eval" if is_question else "exec", flags=flags)
+        step = compile(node, "<shown code>", "eval" if is_question else "exec", flags=flags)
         comment = re.search(r"  # (.+)$", lines[(statement.end_lineno or 1) - 1])
         yield step, comment[1] if is_question and comment else None
 
