@@ -219,6 +219,7 @@ def test_pages_and_the_reader(app: Project, db: Connection[Any]) -> None:
 
 
 SAVING = """
+import django
 from django.db import connection, models
 from people.models import User
 
@@ -248,7 +249,8 @@ stale = {model: model.objects.get(username="ada") for model in (Plain, User)}
 User.objects.filter(username="ada").update(builder_score=44)
 recomputed()  # ['score overwritten']
 stale[User].save()
-(stored(), stale[User].builder_score)  # (44, 10)
+stored()  # 44
+stale[User].builder_score == (44 if django.VERSION >= (6,) else 10)  # True
 recomputed()  # []
 stale[User].bio = "ships"
 stale[User].save()
