@@ -307,5 +307,6 @@ def _stored(column: _Column, value: Any) -> Any:
 
 
 def _number_text(value: Any) -> str:
-    # never with an exponent; not a number and the infinities have a name
-    return format(value, "f") if isinstance(value, Decimal) else repr(value)
+    # as numeric takes it, never with an exponent; 17 digits hold a float
+    exact = Decimal(repr(value)) if isinstance(value, float) else value
+    return format(exact, "f") if isinstance(exact, Decimal) else repr(exact)

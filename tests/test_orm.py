@@ -58,7 +58,9 @@ from sqlalchemy.types import TypeEngine
 from pyscore import BadArgumentError, ScoreReader
 from pyscore.models import BuilderScoreMixin
 from pyscore.orm import cursor_of, leaderboard
+from pyscore.reading import cursors
 from pyscore.reading.binds import compiled
+from pyscore.reading.types import IdType, ScoreType
 from tests.reading import create_users, engine_for, ids
 from tests.statements import run
 from tests.test_reader_pages import KEYS, SCORES, people
@@ -454,6 +456,14 @@ def test_types_as_models_declare_them(db: Connection[Any], engine: Engine, decla
                 )
 
 
+@pytest.mark.parametrize("score", [1e-8, Decimal("1E-8")])
+def test_numbers_have_no_exponent_in_a_cursor(score: Any) -> None:
+    user = mapped(Integer, Numeric)()
+    user.id, user.builder_score = 1, score
+    place = cursors.decode(cursor_of(user), IdType("bigint", "N"), ScoreType("numeric"))
+    assert place.score == "0.00000001"
+
+
 # What is none
 
 
@@ -505,6 +515,10 @@ EXPECTED = {
     "a cursor of a class": (lambda: cursor_of(User), "has no place in a ranking"),
     "a cursor of another": (lambda: cursor_of(Post(id=1)), "Post.* has no column builder_score"),
     "no score yet": (lambda: cursor_of(User(id=1)), "has no score, and so no place in a ranking"),
+    "no whole number": (
+        lambda: cursor_of(User(id=1, builder_score=cast(Any, 0.5))),
+        "0.5 is not a score that bigint holds",
+    ),
     "no id yet": (lambda: cursor_of(User(builder_score=1)), "None is not the id of a user"),
     "a score of another type": (
         lambda: cursor_of(User(id=1, builder_score=cast(Any, "high"))),
