@@ -1,4 +1,4 @@
-.PHONY: demo test soak bench test-matrix lint style format clean
+.PHONY: demo example test soak bench test-matrix lint style format clean
 .DEFAULT_GOAL := test
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -15,6 +15,10 @@ revisions := $(wildcard migrations/versions/*.up.sql migrations/versions/*.down.
 demo: ## see it work, on a private PostgreSQL server; ARGS are passed on
 	@.ci/install demo
 	@$(bin)/pyscore demo $(ARGS)
+
+example: ## an application that uses it (examples/fastapi), on a private server; ARGS are passed on
+	@.ci/install example
+	@$(bin)/python -m examples.fastapi $(ARGS)
 
 # A file's tests share a server; every process has one of its own. The slowest files come first (tests/conftest.py).
 # pyright works beside the tests, and speaks after them.

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,18 +75,27 @@ def step(console: Console, title: str) -> Generator[list[str], None, None]:
 
 
 @contextmanager
-def open_stage(console: Console, server: Server, *, keep: bool) -> Generator[Stage, None, None]:
+def open_stage(
+    console: Console,
+    server: Server,
+    *,
+    keep: bool,
+    owner: str = "postgres",
+    prepare: Callable[[PrivateCluster], None] | None = None,
+) -> Generator[Stage, None, None]:
     """Start a server that nothing else knows about, and migrate its database.
 
     Args:
         console: Where acts print.
         server: What to start.
         keep: Leave all of it running, unless something goes wrong; else stop and remove it.
+        owner: The role that migrates, and for which the worker runs.
+        prepare: Makes that role, and tables of an application's own, in the empty database.
     """
     _forget_callers_server()
     cron = DATABASE if server.has_pg_cron else None
     cluster = PrivateCluster(bin_dir=server.bin_dir, tcp=False, cron_database=cron)
-    conninfo = cluster.conninfo(DATABASE)
+    conninfo = cluster.conninfo(DATABASE, user=owner)
     process = WorkerProcess(conninfo, cluster.directory / "worker.log")
     stage: Stage | None = None
     finished = False
@@ -103,11 +112,14 @@ def open_stage(console: Console, server: Server, *, keep: bool) -> Generator[Sta
             remarks.append(f"private, in {cluster.directory}")
         if not server.has_pg_cron:
             console.print("no pg_cron here: `pyscore worker` in its place", markup=False)
+        if prepare is not None:
+            prepare(cluster)
         with step(console, "pyscore migrate") as remarks:
             migrator.upgrade(conninfo)
             remarks.append(f"to revision {migrator.head()}")
         worker = PgCron() if server.has_pg_cron else process
-        stage = Stage(console, cluster, address.connect(conninfo), worker)
+        superuser = address.connect(cluster.conninfo(DATABASE))
+        stage = Stage(console, cluster, superuser, worker)
         yield stage
         finished = True
     finally:

@@ -1,0 +1,1 @@
+"""Builders: people, what they build together, and their scores. README.md says where to begin."""
