@@ -12,16 +12,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pyscore.async_reader import AsyncScoreReader
     from pyscore.errors import BadArgumentError, PyscoreError, UnknownUserError
     from pyscore.reader import ScoreReader
-    from pyscore.scores import Explanation, Page, Signal, Tier, UserScore
+    from pyscore.scores import Explanation, Page, Profile, Signal, Tier, UserScore
 
 __version__ = version("pyscore")
 
 __all__ = [
+    "AsyncScoreReader",
     "BadArgumentError",
     "Explanation",
     "Page",
+    "Profile",
     "PyscoreError",
     "ScoreReader",
     "Signal",
@@ -34,9 +37,11 @@ _HOMES = {
     "BadArgumentError": "errors",
     "PyscoreError": "errors",
     "UnknownUserError": "errors",
+    "AsyncScoreReader": "async_reader",
     "ScoreReader": "reader",
     "Explanation": "scores",
     "Page": "scores",
+    "Profile": "scores",
     "Signal": "scores",
     "Tier": "scores",
     "UserScore": "scores",

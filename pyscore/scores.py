@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeAlias
 
 Number: TypeAlias = int | float
@@ -56,6 +57,43 @@ class UserScore:
     user_id: Any
     username: str | None
     score: Number | None
+
+    @property
+    def tier(self) -> Tier | None:
+        """The range the score lies in, as `tier_of` has it; None without a score."""
+        return None if self.score is None else tier_of(self.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user, their score, and what else counts towards it in their own row.
+
+    A column that the application's users lack is None here.
+
+    Attributes:
+        user_id: As ``users.id`` holds it.
+        username: The name.
+        score: None while nothing was computed and the column holds NULL.
+        avatar_url: Text, as all to timezone are, whatever the column's type.
+        headline: Likewise.
+        bio: Likewise.
+        primary_role: Likewise.
+        timezone: Likewise.
+        contact_links: What the JSON in it stands for; text where the column is no JSON.
+        created_at: In UTC, which a timestamp without time zone counts as; None for what a datetime
+            cannot be, such as infinity.
+    """
+
+    user_id: Any
+    username: str | None
+    score: Number | None
+    avatar_url: str | None = None
+    headline: str | None = None
+    bio: str | None = None
+    primary_role: str | None = None
+    timezone: str | None = None
+    contact_links: Any = None
+    created_at: datetime | None = None
 
     @property
     def tier(self) -> Tier | None:

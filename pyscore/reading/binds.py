@@ -19,12 +19,15 @@ Bind: TypeAlias = Engine | Connection | Session | scoped_session[Any] | psycopg.
 
 Statement: TypeAlias = "Select[*tuple[Any, ...]] | TextClause"
 
+Rows: TypeAlias = Sequence[Sequence[Any]]
+"""What a statement returns."""
+
 # Only compiles; it is connected to nothing.
 _DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 
 
-class Database(Protocol):
-    """Where statements run, inside whatever transaction there is."""
+class Whereabouts(Protocol):
+    """What is known of a database without asking it."""
 
     @property
     def owner(self) -> object:
@@ -35,42 +38,65 @@ class Database(Protocol):
         """Return the schema that is meant where a statement names `written`."""
         ...
 
-    def rows(self, statement: Statement) -> Sequence[Sequence[Any]]:
+
+class Database(Whereabouts, Protocol):
+    """Where statements run, inside whatever transaction there is."""
+
+    def rows(self, statement: Statement) -> Rows:
         """Run a statement and return its rows."""
         ...
 
 
-class _ByAlchemy:
+class AlchemyWhereabouts:
+    """Where a connection of SQLAlchemy's leads."""
+
     def __init__(self, connection: Connection):
-        if connection.dialect.name != "postgresql":
-            raise _refusal(f"one to {connection.dialect.name}")
         self._connection = connection
 
     @property
     def owner(self) -> object:
+        """The pool."""
         # engines that differ in their execution options share it
         return self._connection.engine.pool
 
     def schema(self, written: str | None) -> str | None:
+        """Return what ``schema_translate_map`` makes of `written`."""
         renamed: Any = self._connection.get_execution_options().get("schema_translate_map")
         return renamed.get(written, written) if renamed else written
 
-    def rows(self, statement: Statement) -> Sequence[Sequence[Any]]:
-        return self._connection.execute(statement).all()
 
+class PsycopgWhereabouts:
+    """Where a connection of psycopg's leads."""
 
-class _ByPsycopg:
-    def __init__(self, connection: psycopg.Connection[Any]):
-        self._connection = connection
+    def __init__(self, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]):
+        self._owner = connection
 
     @property
     def owner(self) -> object:
-        return self._connection
+        """The connection."""
+        return self._owner
 
     def schema(self, written: str | None) -> str | None:
+        """Return `written`: there is nothing to translate it."""
         return written
 
-    def rows(self, statement: Statement) -> Sequence[Sequence[Any]]:
+
+class _ByAlchemy(AlchemyWhereabouts):
+    def __init__(self, connection: Connection):
+        if connection.dialect.name != "postgresql":
+            raise _refusal(f"one to {connection.dialect.name}")
+        super().__init__(connection)
+
+    def rows(self, statement: Statement) -> Rows:
+        return self._connection.execute(statement).all()
+
+
+class _ByPsycopg(PsycopgWhereabouts):
+    def __init__(self, connection: psycopg.Connection[Any]):
+        super().__init__(connection)
+        self._connection = connection
+
+    def rows(self, statement: Statement) -> Rows:
         query, parameters = compiled(statement)
         # a cursor of our own: the connection's may make dictionaries, or want other placeholders
         with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
@@ -143,15 +169,25 @@ def opened(
             try:
                 connection = bind.connection(bind_arguments={"clause": users})
             except UnboundExecutionError:
-                raise BadArgumentError(
-                    "the session does not know which database holds the users: "
-                    "bind it to an engine, or name their class: ScoreReader(session, users=User)"
-                ) from None
+                raise unbound("ScoreReader") from None
             yield _ByAlchemy(connection)
+
+
+def unbound(reader: str) -> BadArgumentError:
+    """Return the error for a session that cannot say which database is meant.
+
+    Args:
+        reader: What was given the session.
+    """
+    return BadArgumentError(
+        "the session does not know which database holds the users: "
+        f"bind it to an engine, or name their class: {reader}(session, users=User)"
+    )
 
 
 def _refusal(given: str) -> BadArgumentError:
     return BadArgumentError(
         "a ScoreReader takes a SQLAlchemy Engine, Connection or Session for PostgreSQL, "
-        f"or a psycopg Connection, none of them asynchronous; not {given}"
+        "or a psycopg Connection, none of them asynchronous (an AsyncScoreReader takes those); "
+        f"not {given}"
     )

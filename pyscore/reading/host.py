@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import TextClause, text
@@ -26,7 +26,7 @@ with recursive relation as (
     select a.attname, a.atttypid as type_id
     from relation as r
     join pg_catalog.pg_attribute as a on a.attrelid = r.oid
-    where a.attname in ('id', 'username', 'builder_score') and not a.attisdropped
+    where a.attname = any (cast(:columns as text[])) and not a.attisdropped
     union all
     select b.attname, t.typbasetype
     from base as b
@@ -44,6 +44,19 @@ left join (select b.*, t.typcategory from base as b
 """
 
 
+PROFILE = (
+    *("avatar_url", "headline", "bio", "primary_role", "timezone"),
+    *("contact_links", "created_at"),
+)
+"""The columns of a profile; a host may lack any of them."""
+
+MOMENTS = ("timestamp with time zone", "timestamp without time zone", "date")
+"""Types of which ``extract(epoch …)`` is a point in time."""
+
+# As the text of an array, which every driver sends alike.
+_COLUMNS = "{" + ",".join(("id", "username", "builder_score", *PROFILE)) + "}"
+
+
 @dataclass(frozen=True, slots=True)
 class Relation:
     """A table or view, as far as it matters here.
@@ -53,7 +66,8 @@ class Relation:
         encoding: The database's, as Python names it.
         oid: None where there is no such table.
         schema: Where it is.
-        columns: Type and type category of id, username and builder_score, of those that it has.
+        columns: Type and type category of id, username, builder_score and those of `PROFILE`, of
+            those that it has.
     """
 
     searched: str
@@ -76,6 +90,7 @@ class HostUsers:
         id_type: The type of ``id``.
         score_type: The type of ``builder_score``.
         username_type: Type and type category of ``username``; None where there is no such column.
+        profile: Those of `PROFILE` that there are, with their types.
     """
 
     oid: int
@@ -86,6 +101,7 @@ class HostUsers:
     id_type: IdType
     score_type: ScoreType
     username_type: tuple[str, str] | None
+    profile: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def relation(schema: str | None, name: str) -> TextClause:
@@ -95,7 +111,7 @@ def relation(schema: str | None, name: str) -> TextClause:
         schema: None to look where the search_path leads.
         name: The table.
     """
-    return text(_RELATION).bindparams(schema=schema, name=name)
+    return text(_RELATION).bindparams(schema=schema, name=name, columns=_COLUMNS)
 
 
 def relation_from(rows: Sequence[Sequence[Any]]) -> Relation:
@@ -152,6 +168,7 @@ def users_from(found: Relation, schema: str | None, name: str) -> HostUsers:
         id_type=IdType(*found.columns["id"], found.encoding),
         score_type=ScoreType(found.columns["builder_score"][0]),
         username_type=found.columns.get("username"),
+        profile={name: found.columns[name][0] for name in PROFILE if name in found.columns},
     )
 
 

@@ -16,11 +16,14 @@ from sqlalchemy import (
     Double,
     FromClause,
     Select,
+    Subquery,
     TableClause,
+    TableValuedAlias,
     Text,
     TextClause,
     cast,
     column,
+    extract,
     func,
     literal,
     null,
@@ -35,7 +38,7 @@ from sqlalchemy.sql.elements import ColumnElement, Grouping
 from sqlalchemy.types import UserDefinedType
 
 from pyscore.reading.cursors import Position
-from pyscore.reading.host import HostUsers
+from pyscore.reading.host import MOMENTS, HostUsers
 
 if TYPE_CHECKING:
     Selected: TypeAlias = Select[*tuple[Any, ...]]
@@ -67,7 +70,7 @@ def _bracketed(element: _Bracketed, compiler: Any, **options: Any) -> str:
 
 def users_table(host: HostUsers) -> TableClause[Any]:
     """Return the host's users, for FROM."""
-    names = ["id", "builder_score", *(["username"] if host.username_type else [])]
+    names = ["id", "builder_score", *(["username"] if host.username_type else []), *host.profile]
     return table(host.name, *map(_column, names), schema=host.written_schema)
 
 
@@ -89,18 +92,27 @@ def scores(host: HostUsers, user_ids: Sequence[str]) -> Selected:
         host: The host's users.
         user_ids: Ids as text; places count from 1.
     """
+    asked = _asked(host, user_ids)
     users = users_table(host)
-    texts = cast(literal(list(user_ids), ARRAY(Text)), ARRAY(Text))
-    asked = (
-        func.unnest(cast(texts, _Named(f"{host.id_type.name}[]")))
-        .table_valued("id", with_ordinality="place")
-        .render_derived(name="asked")
-    )
     # one probe each: a plain join may scan all users for a few
     found = select(users.c.builder_score).where(users.c.id == asked.c.id).limit(1).lateral("found")
     return _select(cast(asked.c.place, BigInteger), _text(found.c.builder_score)).join_from(
         asked, found, true()
     )
+
+
+def profiles(host: HostUsers, user_ids: Sequence[str]) -> Selected:
+    """Select place and profile, as `profile` does, of those of many users who exist.
+
+    Args:
+        host: The host's users.
+        user_ids: As for `scores`.
+    """
+    asked = _asked(host, user_ids)
+    users = users_table(host)
+    found = select(*users.c).where(users.c.id == asked.c.id).limit(1).lateral("found")
+    place = cast(asked.c.place, BigInteger)
+    return _select(place, *_profile(host, found)).join_from(asked, found, true())
 
 
 def by_username(host: HostUsers, name: str) -> Selected:
@@ -110,6 +122,43 @@ def by_username(host: HostUsers, name: str) -> Selected:
         host: The host's users, which have usernames.
         name: The name.
     """
+    found = _named(host, name)
+    named = _select(found.c.id, _text(found.c.username), _text(found.c.builder_score))
+    return named.order_by(found.c.id).limit(1)
+
+
+def profile(host: HostUsers, name: str) -> Selected:
+    """Select id, username, score and the columns of a profile that there are, as `by_username`.
+
+    Args:
+        host: The host's users, which have usernames.
+        name: The name.
+    """
+    found = _named(host, name)
+    return _select(*_profile(host, found)).order_by(found.c.id).limit(1)
+
+
+def _asked(host: HostUsers, user_ids: Sequence[str]) -> TableValuedAlias:
+    texts = cast(literal(list(user_ids), ARRAY(Text)), ARRAY(Text))
+    return (
+        func.unnest(cast(texts, _Named(f"{host.id_type.name}[]")))
+        .table_valued("id", with_ordinality="place")
+        .render_derived(name="asked")
+    )
+
+
+def _profile(host: HostUsers, users: FromClause[Any]) -> list[ColumnElement[Any]]:
+    username = _text(users.c.username) if host.username_type else null()
+    columns: list[ColumnElement[Any]] = [users.c.id, username, _text(users.c.builder_score)]
+    for name, type_name in host.profile.items():
+        column = users.c[name]
+        # numeric: to the microsecond, and any year
+        moment = type_name in MOMENTS
+        columns.append(_text(extract("epoch", column) if moment else column))
+    return columns
+
+
+def _named(host: HostUsers, name: str) -> Subquery:
     users = users_table(host)
     type_name, category = host.username_type or ("text", "S")
     if category == "S":
@@ -118,13 +167,7 @@ def by_username(host: HostUsers, name: str) -> Selected:
     else:
         same = _text(users.c.username) == _typed(name, "text")
     # offset 0: without statistics the planner would look for the name in all users, by id
-    named = select(users.c.id, users.c.username, users.c.builder_score).where(same).offset(0)
-    found = named.subquery("named")
-    return (
-        _select(found.c.id, _text(found.c.username), _text(found.c.builder_score))
-        .order_by(found.c.id)
-        .limit(1)
-    )
+    return select(*users.c).where(same).offset(0).subquery("named")
 
 
 def ranking(

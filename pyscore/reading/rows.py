@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeAlias
 
 from pyscore.reading import cursors
-from pyscore.reading.host import HostUsers
-from pyscore.scores import Explanation, Number, Page, Signal, UserScore
+from pyscore.reading.host import MOMENTS, HostUsers
+from pyscore.scores import Explanation, Number, Page, Profile, Signal, UserScore
 
 Row: TypeAlias = Sequence[Any]
 Rows: TypeAlias = Sequence[Row]
@@ -23,6 +25,24 @@ def user_score(host: HostUsers, row: Row) -> UserScore:
     """Return a user: id, username, score."""
     user_id, username, score, *_ = row
     return UserScore(user_id, username, number(host, score))
+
+
+def profile(host: HostUsers, row: Row) -> Profile:
+    """Return a profile from a row of `queries.profile`."""
+    user_id, username, score, *values = row
+    kept = dict(zip(host.profile, values, strict=True))
+    return Profile(
+        user_id,
+        username,
+        number(host, score),
+        avatar_url=kept.get("avatar_url"),
+        headline=kept.get("headline"),
+        bio=kept.get("bio"),
+        primary_role=kept.get("primary_role"),
+        timezone=kept.get("timezone"),
+        contact_links=_json(host.profile.get("contact_links"), kept.get("contact_links")),
+        created_at=_moment(host.profile.get("created_at"), kept.get("created_at")),
+    )
 
 
 def page(host: HostUsers, rows: Rows, limit: int) -> Page:
@@ -54,3 +74,26 @@ def explanation(host: HostUsers, rows: Rows) -> Explanation:
 def _raw(text: str) -> Number:
     exact = Decimal(text)
     return int(exact) if exact == exact.to_integral_value() else float(exact)
+
+
+def _json(type_name: str | None, text: str | None) -> Any:
+    if text is None or type_name not in ("json", "jsonb"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        # of more digits, or deeper, than Python reads
+        return text
+
+
+def _moment(type_name: str | None, seconds: str | None) -> datetime | None:
+    if seconds is None or type_name not in MOMENTS:
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=int(Decimal(seconds) * 1_000_000))
+    except OverflowError:
+        # infinity, or beyond the years of Python's
+        return None
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
