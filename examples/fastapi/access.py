@@ -9,8 +9,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from pyscore import AsyncScoreReader
+
 from .models import User
-from .reader import AsyncScoreReader
 
 _bearer = HTTPBearer(description="The token that signing up returned.")
 

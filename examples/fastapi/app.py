@@ -8,10 +8,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from pyscore import BadArgumentError, UnknownUserError
+from pyscore import AsyncScoreReader, BadArgumentError, UnknownUserError
 
 from . import accounts, pages, projects, scores
-from .reader import AsyncScoreReader
+from .models import User
 
 
 def create_app(database_url: str | None = None) -> FastAPI:
@@ -25,7 +25,7 @@ def create_app(database_url: str | None = None) -> FastAPI:
 
     app = FastAPI(title="Builders", lifespan=lifespan)
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
-    app.state.reader = AsyncScoreReader(engine)
+    app.state.reader = AsyncScoreReader(engine, users=User)
     for module in (accounts, projects, scores, pages):
         app.include_router(module.router)
     app.add_exception_handler(BadArgumentError, _answer(422))

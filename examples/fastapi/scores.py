@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel, BeforeValidator, Field
 
+from pyscore import Profile
+
 from .access import Reader
 from .models import User
-from .reader import Profile
 
 router = APIRouter(tags=["scores"])
 
