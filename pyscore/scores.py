@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -79,7 +79,8 @@ class Profile:
         bio: Likewise.
         primary_role: Likewise.
         timezone: Likewise.
-        contact_links: What the JSON in it stands for; text where the column is no JSON.
+        contact_links: What the JSON in it stands for, a JSON object in a column of text too; other
+            text as it is. Whole numbers of more digits than Python reads are of type Decimal.
         created_at: In UTC, which a timestamp without time zone counts as; None for what a datetime
             cannot be, such as infinity.
     """
@@ -92,7 +93,7 @@ class Profile:
     bio: str | None = None
     primary_role: str | None = None
     timezone: str | None = None
-    contact_links: Any = None
+    contact_links: Any = field(default=None, hash=False)
     created_at: datetime | None = None
 
     @property

@@ -2,7 +2,10 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, LiteralString, cast
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -11,8 +14,10 @@ from psycopg.rows import dict_row, tuple_row
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from pyscore import BadArgumentError, PyscoreError, UnknownUserError
 from pyscore.reading.binds import Bind
 from pyscore.scores import Page
+from tests.community import add_project, add_user, drain
 from tests.statements import run
 
 BINDS = ("engine", "connection", "session", "scoped session", "psycopg", "psycopg autocommit")
@@ -20,6 +25,55 @@ BINDS = ("engine", "connection", "session", "scoped session", "psycopg", "psycop
 
 CALLERS = BINDS[1:-1]
 """Those that bring a transaction."""
+
+
+NOBODY = UUID(int=0)
+
+BAD_ARGUMENTS: list[tuple[type[PyscoreError], str, str, tuple[Any, ...]]] = [
+    (BadArgumentError, "'ann' is not the id of a user: .* uuid; expected", "score", ("ann",)),
+    (BadArgumentError, "17 is not the id", "scores", ([NOBODY, 17],)),
+    (BadArgumentError, "expected several", "scores", (str(NOBODY),)),
+    (BadArgumentError, "None is not the id", "explain", (None,)),
+    (BadArgumentError, "None is not the id", "rank", (None,)),
+    (BadArgumentError, "is not the id", "recompute", ("urn:uuid:" + str(NOBODY),)),
+    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "explain", (NOBODY,)),
+    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "rank", (NOBODY,)),
+    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "percentile", (NOBODY,)),
+    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "recompute", (NOBODY,)),
+    (BadArgumentError, "limit is 0: expected 1 to 1000", "leaderboard", (0,)),
+    (BadArgumentError, "limit is 1001", "leaderboard", (1001,)),
+    (BadArgumentError, "limit is True", "leaderboard", (True,)),
+    (BadArgumentError, "limit is '5'", "above", (50, "5")),
+    (BadArgumentError, "not a cursor", "leaderboard", (20, "garbage")),
+    (BadArgumentError, "expected text, not int", "leaderboard", (20, 7)),
+    (BadArgumentError, "'x' is not a threshold", "above", ("x",)),
+    (BadArgumentError, "nan is not a threshold", "above", (float("nan"),)),
+    (BadArgumentError, "None is not a threshold", "above", (None,)),
+    (BadArgumentError, "True is not a threshold", "above", (True,)),
+    (BadArgumentError, "sNaN.* is not a threshold", "above", (Decimal("sNaN"),)),
+    (BadArgumentError, "where= takes .* False is not one", "leaderboard", (20, None, False)),
+]
+"""Error, message, method and arguments: what costs no transaction."""
+
+
+@dataclass(frozen=True)
+class Community:
+    """Ann has 10, Bob and Cyd 3 each, Dee nothing yet."""
+
+    address: str
+    ann: UUID
+    bob: UUID
+    cyd: UUID
+    dee: UUID
+
+
+def settle(address: str) -> Community:
+    with psycopg.connect(address, autocommit=True) as db:
+        ann = add_user(db, "ann")
+        add_project(db, ann, status="shipped")
+        bob, cyd = (add_user(db, name, bio="x") for name in ("bob", "cyd"))
+        drain(db)
+        return Community(address, ann, bob, cyd, add_user(db, "dee", builder_score=None))
 
 
 @contextmanager

@@ -4,8 +4,6 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,40 +12,30 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from pyscore import BadArgumentError, PyscoreError, ScoreReader, UnknownUserError, UserScore
+from pyscore import BadArgumentError, PyscoreError, ScoreReader, UserScore
 from pyscore.cluster import PrivateCluster
 from pyscore.reading.binds import Bind
-from tests.community import add_project, add_user, drain
+from tests.community import add_project
 from tests.community import score as stored
 from tests.conftest import janitor
-from tests.reading import BINDS, CALLERS, bind_for, counted, engine_for, execute, ids
-
-NOBODY = UUID(int=0)
+from tests.reading import (
+    BAD_ARGUMENTS,
+    BINDS,
+    CALLERS,
+    NOBODY,
+    Community,
+    bind_for,
+    counted,
+    engine_for,
+    execute,
+    ids,
+    settle,
+)
 
 
 @pytest.fixture(params=BINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-@dataclass(frozen=True)
-class Community:
-    """Ann has 10, Bob and Cyd 3 each, Dee nothing yet."""
-
-    address: str
-    ann: UUID
-    bob: UUID
-    cyd: UUID
-    dee: UUID
-
-
-def settle(address: str) -> Community:
-    with psycopg.connect(address, autocommit=True) as db:
-        ann = add_user(db, "ann")
-        add_project(db, ann, status="shipped")
-        bob, cyd = (add_user(db, name, bio="x") for name in ("bob", "cyd"))
-        drain(db)
-        return Community(address, ann, bob, cyd, add_user(db, "dee", builder_score=None))
 
 
 @pytest.fixture(scope="module")
@@ -197,32 +185,6 @@ def test_an_engine_commits_what_it_recomputes(own: Community, default: str) -> N
         assert execute(engine, "show transaction_isolation") == before
     with psycopg.connect(own.address) as db:
         assert stored(db, own.bob) == 0
-
-
-BAD_ARGUMENTS: list[tuple[type[PyscoreError], str, str, tuple[Any, ...]]] = [
-    (BadArgumentError, "'ann' is not the id of a user: .* uuid; expected", "score", ("ann",)),
-    (BadArgumentError, "17 is not the id", "scores", ([NOBODY, 17],)),
-    (BadArgumentError, "expected several", "scores", (str(NOBODY),)),
-    (BadArgumentError, "None is not the id", "explain", (None,)),
-    (BadArgumentError, "None is not the id", "rank", (None,)),
-    (BadArgumentError, "is not the id", "recompute", ("urn:uuid:" + str(NOBODY),)),
-    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "explain", (NOBODY,)),
-    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "rank", (NOBODY,)),
-    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "percentile", (NOBODY,)),
-    (UnknownUserError, f"no user with id '{NOBODY}' in public.users", "recompute", (NOBODY,)),
-    (BadArgumentError, "limit is 0: expected 1 to 1000", "leaderboard", (0,)),
-    (BadArgumentError, "limit is 1001", "leaderboard", (1001,)),
-    (BadArgumentError, "limit is True", "leaderboard", (True,)),
-    (BadArgumentError, "limit is '5'", "above", (50, "5")),
-    (BadArgumentError, "not a cursor", "leaderboard", (20, "garbage")),
-    (BadArgumentError, "expected text, not int", "leaderboard", (20, 7)),
-    (BadArgumentError, "'x' is not a threshold", "above", ("x",)),
-    (BadArgumentError, "nan is not a threshold", "above", (float("nan"),)),
-    (BadArgumentError, "None is not a threshold", "above", (None,)),
-    (BadArgumentError, "True is not a threshold", "above", (True,)),
-    (BadArgumentError, "sNaN.* is not a threshold", "above", (Decimal("sNaN"),)),
-    (BadArgumentError, "where= takes .* False is not one", "leaderboard", (20, None, False)),
-]
 
 
 @pytest.mark.parametrize("kind", CALLERS)

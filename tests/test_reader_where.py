@@ -297,7 +297,7 @@ ABOUT_OTHERS: dict[str, Any] = {
 def test_a_subquery_that_only_another_schemas_users_could_fill_is_refused(
     bind: Bind, case: str
 ) -> None:
-    message = r"about app\.users, not about auth\.users; .*ScoreReader\(\.\.\., users=User\)"
+    message = r"about app\.users, not about auth\.users; .*the users that are meant: users=User"
     reader = ScoreReader(bind, schema="auth")
     with pytest.raises(BadArgumentError, match=message):
         reader.leaderboard(where=ABOUT_OTHERS[case])

@@ -3,6 +3,7 @@
 The sections about one module each are followed by that module's own tests.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,3 +151,9 @@ def test_sqlalchemy(database: str, people: Connection[Any]) -> None:
     session = names["session"]
     session.close()
     session.bind.dispose()
+
+
+def test_async(database: str, people: Connection[Any]) -> None:
+    url = database.replace("postgresql:", "postgresql+psycopg:", 1)
+    replacing = {"postgresql+psycopg:///app": url}
+    asyncio.run(reading_guide.follow_async("Async", {}, replacing=replacing))

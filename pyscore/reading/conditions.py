@@ -180,7 +180,7 @@ def _name(clause: FromClause[Any]) -> str:
 def _stranger(clause: FromClause[Any], host: HostUsers) -> BadArgumentError:
     table = _table_behind(clause)
     namesake = isinstance(table, TableClause) and table.name == host.name
-    advice = "name the users that are meant: ScoreReader(..., users=User)" if namesake else _ADVICE
+    advice = "name the users that are meant: users=User" if namesake else _ADVICE
     return _refusal(
         f"this one is about {_name(clause)}, not about {host.schema}.{host.name}; {advice}"
     )

@@ -148,14 +148,14 @@ def users_from(found: Relation, schema: str | None, name: str) -> HostUsers:
             where = f"schema {schema}"
         raise PyscoreError(
             f"there is no table {name} in {where}: connect to the application's database, "
-            "or name the schema of its users: ScoreReader(..., schema=...)"
+            "or name the schema of its users: schema=..."
         )
     table = f"{found.schema}.{name}"
     if "id" not in found.columns:
         raise PyscoreError(
             f"{table} has no column id: expected the application's users; "
             "is another table of that name found first? Then name the schema: "
-            "ScoreReader(..., schema=...)"
+            "schema=..."
         )
     if "builder_score" not in found.columns:
         raise PyscoreError(f"{table} has no column builder_score: {_column_advice(name)}")
@@ -178,5 +178,5 @@ def _column_advice(table: str) -> str:
     # We install into users alone; a subclass may be mapped to a table beside it.
     return (
         "expected the application's users; name their own table, "
-        "or the class that is mapped to it: ScoreReader(..., users=User)"
+        "or the class that is mapped to it: users=User"
     )

@@ -68,9 +68,14 @@ def _bracketed(element: _Bracketed, compiler: Any, **options: Any) -> str:
     return f"({compiler.process(element.element, **options)}\n)"
 
 
-def users_table(host: HostUsers) -> TableClause[Any]:
-    """Return the host's users, for FROM."""
-    names = ["id", "builder_score", *(["username"] if host.username_type else []), *host.profile]
+def users_table(host: HostUsers, *more: str) -> TableClause[Any]:
+    """Return the host's users, for FROM.
+
+    Args:
+        host: The host's users.
+        more: Columns of theirs, beside id, score and username.
+    """
+    names = ["id", "builder_score", *(["username"] if host.username_type else []), *more]
     return table(host.name, *map(_column, names), schema=host.written_schema)
 
 
@@ -109,7 +114,7 @@ def profiles(host: HostUsers, user_ids: Sequence[str]) -> Selected:
         user_ids: As for `scores`.
     """
     asked = _asked(host, user_ids)
-    users = users_table(host)
+    users = users_table(host, *host.profile)
     found = select(*users.c).where(users.c.id == asked.c.id).limit(1).lateral("found")
     place = cast(asked.c.place, BigInteger)
     return _select(place, *_profile(host, found)).join_from(asked, found, true())
@@ -134,7 +139,7 @@ def profile(host: HostUsers, name: str) -> Selected:
         host: The host's users, which have usernames.
         name: The name.
     """
-    found = _named(host, name)
+    found = _named(host, name, *host.profile)
     return _select(*_profile(host, found)).order_by(found.c.id).limit(1)
 
 
@@ -158,8 +163,8 @@ def _profile(host: HostUsers, users: FromClause[Any]) -> list[ColumnElement[Any]
     return columns
 
 
-def _named(host: HostUsers, name: str) -> Subquery:
-    users = users_table(host)
+def _named(host: HostUsers, name: str, *more: str) -> Subquery:
+    users = users_table(host, *more)
     type_name, category = host.username_type or ("text", "S")
     if category == "S":
         # the column's own idea of equality: citext stays blind to case

@@ -328,10 +328,19 @@ def _ours(statement: Statement) -> Asking[Rows]:
         # psycopg2 has another name for it
         state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
         if state == _NO_DATA_FOUND:  # deleted a moment ago
-            raise UnknownUserError(str(from_database(cause))) from error
+            raise UnknownUserError(_said(cause)) from error
         if state in _REFUSALS:
-            raise from_database(cause) from error
+            raise PyscoreError(_said(cause)) from error
         raise
+
+
+def _said(cause: Any) -> str:
+    if hasattr(cause, "diag"):
+        return str(from_database(cause))
+    # asyncpg's, inside SQLAlchemy's own
+    raised = cause.__cause__ or cause
+    parts = (raised, getattr(raised, "detail", None), getattr(raised, "hint", None))
+    return ". ".join(str(part).rstrip(".;") for part in parts if part)
 
 
 _NO_DATA_FOUND = "P0002"

@@ -77,13 +77,20 @@ def _raw(text: str) -> Number:
 
 
 def _json(type_name: str | None, text: str | None) -> Any:
-    if text is None or type_name not in ("json", "jsonb"):
-        return text
+    if text is None:
+        return None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        # of more digits, or deeper, than Python reads
+        value: Any = json.loads(text, parse_int=_whole)
+    except (ValueError, RecursionError):  # no JSON, or deeper than Python reads
         return text
+    return value if type_name in ("json", "jsonb") or type(value) is dict else text
+
+
+def _whole(digits: str) -> int | Decimal:
+    try:
+        return int(digits)
+    except ValueError:
+        return Decimal(digits)
 
 
 def _moment(type_name: str | None, seconds: str | None) -> datetime | None:
