@@ -83,7 +83,8 @@ def _json(type_name: str | None, text: str | None) -> Any:
         value: Any = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError):  # no JSON, or deeper than Python reads
         return text
-    return value if type_name in ("json", "jsonb") or type(value) is dict else text
+    # whatever JSON there may be in a column of that type; in text only what can be nothing else
+    return value if type_name in ("json", "jsonb") or text.lstrip()[:1] == "{" else text
 
 
 def _whole(digits: str) -> int | Decimal:
