@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyscore.async_reader import AsyncScoreReader
     from pyscore.errors import BadArgumentError, PyscoreError, UnknownUserError
+    from pyscore.loaders import ProfileLoader, ScoreLoader
     from pyscore.reader import ScoreReader
     from pyscore.scores import Explanation, Page, Profile, Signal, Tier, UserScore
 
@@ -25,7 +26,9 @@ __all__ = [
     "Explanation",
     "Page",
     "Profile",
+    "ProfileLoader",
     "PyscoreError",
+    "ScoreLoader",
     "ScoreReader",
     "Signal",
     "Tier",
@@ -38,6 +41,8 @@ _HOMES = {
     "PyscoreError": "errors",
     "UnknownUserError": "errors",
     "AsyncScoreReader": "async_reader",
+    "ProfileLoader": "loaders",
+    "ScoreLoader": "loaders",
     "ScoreReader": "reader",
     "Explanation": "scores",
     "Page": "scores",

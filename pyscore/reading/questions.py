@@ -9,7 +9,7 @@ the answer. Who drives it waits for rows in their own way.
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -74,7 +74,7 @@ class Questions:
 
     def scores(self, user_ids: Iterable[Any]) -> Question[dict[Any, Number | None]]:
         """Ask for many scores at once."""
-        given = _several(user_ids)
+        given = several(user_ids)
         if not given:
             return {}
         where: Whereabouts = yield None
@@ -106,7 +106,7 @@ class Questions:
 
     def profiles(self, user_ids: Iterable[Any]) -> Question[dict[Any, Profile]]:
         """Ask for many profiles at once."""
-        given = _several(user_ids)
+        given = several(user_ids)
         if not given:
             return {}
         where: Whereabouts = yield None
@@ -115,6 +115,35 @@ class Questions:
             asked = _Places(users, given)
             found: Rows = yield queries.profiles(users, asked.texts)
         return asked.by_id({place: rows.profile(users, row) for place, *row in found})
+
+    def scores_in_order(self, user_ids: Iterable[Any]) -> Question[list[Any]]:
+        """Ask for a score in the place of each id, a BadArgumentError in that of what is none."""
+        return self._in_order(
+            user_ids, queries.scores, lambda users, row: rows.number(users, row[0])
+        )
+
+    def profiles_in_order(self, user_ids: Iterable[Any]) -> Question[list[Any]]:
+        """Ask for a profile in the place of each id, as `scores_in_order` asks for scores."""
+        return self._in_order(user_ids, queries.profiles, rows.profile)
+
+    def _in_order(
+        self,
+        user_ids: Iterable[Any],
+        query: Callable[[HostUsers, Sequence[str]], Statement],
+        made: Callable[[HostUsers, rows.Row], Any],
+    ) -> Question[list[Any]]:
+        given = several(user_ids)
+        if not given:
+            return []
+        where: Whereabouts = yield None
+        with self._anew_after_failure(where):
+            users = yield from self._users(where)
+            errors = [_refusal(users, user_id) for user_id in given]
+            pairs = list(zip(given, errors, strict=True))
+            asked = _Places(users, [user_id for user_id, error in pairs if error is None])
+            found: Rows = (yield query(users, asked.texts)) if asked.texts else []
+        answers = asked.by_id({place: made(users, row) for place, *row in found})
+        return [error or answers.get(user_id) for user_id, error in pairs]
 
     def page(
         self, limit: Any, after: str | None, where: Condition | None, *threshold: Any
@@ -238,10 +267,23 @@ class _Places:
         }
 
 
-def _several(user_ids: Iterable[Any]) -> list[Any]:
+def several(user_ids: Iterable[Any]) -> list[Any]:
+    """Return ids as a list.
+
+    Raises:
+        BadArgumentError: It is a text, whose letters would be taken for ids.
+    """
     if isinstance(user_ids, str | bytes):
         raise BadArgumentError(f"{shown(user_ids)} is one id: expected several, such as a list")
     return list(user_ids)
+
+
+def _refusal(users: HostUsers, user_id: Any) -> BadArgumentError | None:
+    try:
+        users.id_type.text(user_id)
+    except BadArgumentError as error:
+        return error
+    return None
 
 
 def _check_name(name: Any) -> None:

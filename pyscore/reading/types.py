@@ -187,7 +187,10 @@ class ScoreType:
 
 def shown(value: object) -> str:
     """Return a value as error messages quote it: on one line, and not at any length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        text = "a number of more digits than Python prints"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -221,7 +224,10 @@ def _whole_text(value: Any, lowest: int, highest: int) -> str | None:
 
 def _plain_text(value: Any, encoding: str) -> str | None:
     if isinstance(value, UUID) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
+        try:
+            return str(value)
+        except ValueError:  # of more digits than Python prints
+            return None
     return sendable(value, encoding) if isinstance(value, str) else None
 
 
