@@ -391,6 +391,11 @@ def test_a_hot_standby_can_verify_and_not_repair(
     assert counts(verify(standby.conninfo())) == (2, 2, 0, 0, 0, 0)
 
 
+def test_a_hot_standby_can_make_the_page(replica: tuple[PrivateCluster, PrivateCluster]) -> None:
+    _, standby = replica
+    assert "grace" in output(call("report", "-o", "-", "--dsn", standby.conninfo()))
+
+
 # Repairing ----------------------------------------------------------------------------------------
 
 

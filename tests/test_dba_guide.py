@@ -191,6 +191,17 @@ def test_more_than_one_worker(reader: Reader) -> None:
 
 
 @pytest.mark.usefixtures("app")
+def test_show_how_it_works(reader: Reader, tmp_path: Path) -> None:
+    reader.follow(SECTIONS["Show how it works"])
+    operators, public = (
+        (tmp_path / name).read_text(encoding="utf-8") for name in ("operators.html", "scores.html")
+    )
+    assert len(re.findall(r"<bdi>user\d+</bdi>", operators)) == 20
+    assert not re.search(r"user\d", public)
+    assert "<title>How scores are made here</title>" in public
+
+
+@pytest.mark.usefixtures("app")
 def test_when_something_is_wrong(reader: Reader) -> None:
     reader.follow(SECTIONS["When something is wrong"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -57,19 +57,38 @@ def look(connection: Connection[DictRow]) -> Look:
     Args:
         connection: As `pyscore.cli.options.installed` gives it.
     """
+    with snapshot(connection):
+        return look_inside(connection)
+
+
+@contextmanager
+def snapshot(connection: Connection[DictRow]) -> Generator[None]:
+    """Open a transaction that sees one moment, and writes nothing: a standby's will do.
+
+    Args:
+        connection: As `pyscore.cli.options.installed` gives it.
+    """
     with connection.transaction():
         connection.execute("set transaction isolation level repeatable read, read only")
-        health = connection.execute(
-            "select clock_timestamp() as at, h.* from builder_score.health as h"
-        ).fetchone()
-        assert health is not None  # a view of one row
-        queue = connection.execute("select * from builder_score.queue_by_priority").fetchall()
-        backfill = connection.execute(
-            "select reason, only_ageing, seen, estimated_total, started_at"
-            " from builder_score.backfill"
-        ).fetchone()
-        limit = JOB_RUNS * health["workers"]
-        runs = connection.execute("select * from builder_score.job_runs(%s)", [limit]).fetchall()
+        yield
+
+
+def look_inside(connection: Connection[DictRow]) -> Look:
+    """Look at everything, in the caller's `snapshot`.
+
+    Args:
+        connection: As `pyscore.cli.options.installed` gives it.
+    """
+    health = connection.execute(
+        "select clock_timestamp() as at, h.* from builder_score.health as h"
+    ).fetchone()
+    assert health is not None  # a view of one row
+    queue = connection.execute("select * from builder_score.queue_by_priority").fetchall()
+    backfill = connection.execute(
+        "select reason, only_ageing, seen, estimated_total, started_at from builder_score.backfill"
+    ).fetchone()
+    limit = JOB_RUNS * health["workers"]
+    runs = connection.execute("select * from builder_score.job_runs(%s)", [limit]).fetchall()
     return Look(health.pop("at"), health, queue, backfill, runs)
 
 

@@ -1,0 +1,1 @@
+"""The page that shows how scores are made: what the database says, as one file of HTML."""
