@@ -359,7 +359,7 @@ IDS: dict[str, list[Any]] = {
 }
 OTHERS: list[Any] = [
     *(NOBODY, str(NOBODY), 5, "5", "007", "", "x", 2**63, 10**5000),
-    *(True, 1.0, None, b"7", [], "a\0", "\ud800"),
+    *(True, "True", 1.0, None, b"7", [], "a\0", "\ud800"),
 ]
 
 
@@ -431,12 +431,17 @@ def test_what_is_put_off_is_loaded_together(reader: ScoreReader, statements: lis
     assert scores.load(PEOPLE[2]) == 3
     assert (ada(), bob()) == (1, 2)
     assert len(statements) == 2, statements
+    # but once
+    scores.clear_all()
+    assert scores.load(PEOPLE[2]) == 3
+    assert scores.prime(PEOPLE[0], 99).load(PEOPLE[0]) == 99
+    assert len(statements) == 3, statements
     # what is known meanwhile is not asked for
     scores.clear_all()
     ada = scores.later(PEOPLE[0])
     scores.prime(PEOPLE[0], 99)
     assert (ada(), scores.load(PEOPLE[0])) == (99, 99)
-    assert len(statements) == 2, statements
+    assert len(statements) == 3, statements
 
 
 def test_what_is_no_id_fails_alone_without_an_event_loop(
