@@ -131,6 +131,10 @@ def test_the_page_follows_the_formula(database: str, db: Db) -> None:
     assert "20 days" not in text_of(after), "nor in the examples"
     assert "the highest score there can be is 72" in text_of(after)
     assert "sum of 4 parts" in text_of(after)
+    db.execute("update builder_score.signals set scale = 5 where signal = 'profile'")
+    assert "the highest score there can be is 62" in text_of(make(database)), "5 of 15"
+    db.execute("update builder_score.signals set scale = 0.1 where signal = 'impact'")
+    assert "the highest score there can be" not in text_of(make(database)), "10^200 stars"
 
 
 def test_the_examples_add_up(database: str, db: Db) -> None:

@@ -36,6 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+TEMPLATES = ("curve.html", "page.html", "style.css")
+
+
 def files_of(folder: str, *patterns: str) -> set[str]:
     return {
         f"pyscore/{path.relative_to(ROOT)}"
@@ -51,6 +54,7 @@ def test_the_wheel_holds_what_a_migration_needs(wheel: Path) -> None:
     assert len(needed) > 30
     assert needed <= names
     assert {"pyscore/py.typed", "pyscore/demo/debian-bookworm.csv.gz"} <= names
+    assert {f"pyscore/report/templates/{name}" for name in TEMPLATES} <= names
     assert [name for name in names if "__pycache__" in name or name.startswith("tests")] == []
 
 

@@ -26,7 +26,7 @@ class Axis:
         name: What it counts.
         place: From 0 to 1 for a raw value.
         dots: Whether each sample is a value that somebody can have.
-        by_powers: Whether each tick is ten times the one before.
+        factor: How many times the tick before a tick is; None where they are evenly spaced.
     """
 
     samples: tuple[float, ...]
@@ -34,7 +34,7 @@ class Axis:
     name: str
     place: Callable[[float], float]
     dots: bool
-    by_powers: bool = False
+    factor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Curve:
         across: The ticks of the horizontal axis.
         up: The ticks of the vertical axis.
         name: What the horizontal axis counts.
-        by_powers: Whether each of its ticks is ten times the one before.
+        factor: As the axis has it.
     """
 
     line: str
@@ -70,7 +70,7 @@ class Curve:
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     name: str
-    by_powers: bool
+    factor: int | None
 
 
 def axis(rule: Rule, fields: int) -> Axis:
@@ -145,7 +145,7 @@ def draw(rule: Rule, shown: Axis, worth: Sequence[float]) -> Curve:
         tuple(Tick(x(raw), label) for raw, label in shown.ticks),
         tuple(Tick(y(height), short(height)) for height in heights),
         shown.name,
-        shown.by_powers,
+        shown.factor,
     )
 
 
@@ -180,7 +180,7 @@ def _by_powers(reach: float | None, name: str) -> Axis:
         name,
         lambda raw: math.log10(1 + raw) / highest,
         dots=False,
-        by_powers=True,
+        factor=10**every,
     )
 
 

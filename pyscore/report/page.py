@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -64,7 +65,8 @@ def make(connection: Connection[DictRow], leaders: People | None, *, title: str 
         "formula": found,
         "debounce": _minutes(found.debounce),
         "shares": shares,
-        "total": min(sum(shares.values()), 100),
+        "shares_exceed": sum(shares.values()) >= 100,
+        "highest": _highest(found, worth),
         "cards": signals.cards(found, worth),
         "examples": examples.examples(found, worth, scores),
         "spread": spreading,
@@ -126,6 +128,19 @@ def _commands(markup: Callable[[str], Any], text: str) -> Any:
     return markup("").join(
         markup("<code>%s</code>") % part if number % 2 else part
         for number, part in enumerate(parts)
+    )
+
+
+def _highest(found: formula.Formula, worth: Mapping[formula.Raw, float]) -> float | None:
+    """Return the highest score there can be, where somebody can get there."""
+    parts = [rule for rule in found.rules.values() if rule.is_on]
+    if not all(rule.reach is not None or rule.signal == "profile" for rule in parts):
+        return None
+    return min(
+        math.fsum(
+            worth["profile", 1.0] if rule.signal == "profile" else rule.max_points for rule in parts
+        ),
+        100,
     )
 
 
