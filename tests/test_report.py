@@ -113,7 +113,7 @@ def test_the_page_follows_the_formula(database: str, db: Db) -> None:
     assert "3 shipped projects 20 points" in card(before, "shipped")
     assert "7 shipped projects or more 30 points" in card(before, "shipped")
     assert "whose status is “shipped”." in card(before, "shipped")
-    assert "99,999 or more 20 points" in card(before, "impact")
+    assert "impact of 99,999 or more 20 points" in card(before, "impact")
     assert "365 days here or more 10 points" in card(before, "age")
     assert "6 of 6 fields 15 points" in card(before, "profile")
     db.execute("update builder_score.signals set max_points = 12 where signal = 'shipped'")
@@ -133,6 +133,8 @@ def test_the_page_follows_the_formula(database: str, db: Db) -> None:
     assert "sum of 4 parts" in text_of(after)
     db.execute("update builder_score.signals set scale = 5 where signal = 'profile'")
     assert "the highest score there can be is 62" in text_of(make(database)), "5 of 15"
+    assert "at most 15, which is out of reach" in card(make(database), "profile")
+    assert "out of reach" not in card(make(database), "impact")
     db.execute("update builder_score.signals set scale = 0.1 where signal = 'impact'")
     assert "the highest score there can be" not in text_of(make(database)), "10^200 stars"
 

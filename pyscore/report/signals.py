@@ -113,7 +113,7 @@ def in_words(formula: Formula, signal: str, raw: float) -> str:
         case "age":
             return f"{amount(raw, 'day')} here"
         case _:
-            return f"{_impact(formula)}: {raw:,.0f}"
+            return f"impact of {raw:,.0f}"
 
 
 def _card(formula: Formula, rule: Rule, worth: Mapping[Raw, float]) -> Card:
@@ -192,7 +192,9 @@ def _formula(rule: Rule) -> str:
         "profile": f"{scale} · filled ÷ fields",
         "age": f"{scale} · days ÷ 365",
     }[rule.signal]
-    return f"{curve}, at most {rule.max_points:g}"
+    # a count has no end, but people and stars have
+    beyond = "" if rule.reach is not None else ", which is out of reach"
+    return f"{curve}, at most {rule.max_points:g}{beyond}"
 
 
 def _words(formula: Formula, rule: Rule) -> tuple[str, str, str, str | None]:
@@ -286,7 +288,3 @@ def _age(formula: Formula) -> tuple[str, str, str, str | None]:
 def _sources(formula: Formula) -> list[str]:
     keys = list(formula.impact_keys) if formula.has_metrics else []
     return (["stars"] if formula.has_stars else []) + keys
-
-
-def _impact(formula: Formula) -> str:
-    return those(_sources(formula)) or "Impact"
