@@ -23,7 +23,7 @@ from pyscore.demo.builders import BUILDERS, load
 from pyscore.report import formula
 from pyscore.report.spread import FEW, Range, spread
 from pyscore.report.words import shown
-from tests.commands import call, error_line, output
+from tests.commands import call, error_line, output, pyscore
 from tests.community import add_collaborator, add_project, add_user, configure, drain, one
 from tests.conftest import dsn
 from tests.host_databases import HostDatabases
@@ -169,6 +169,21 @@ def test_what_the_host_lacks_is_said(host_databases: HostDatabases) -> None:
         page = make(host.address)
     assert "nobody gets points" in card(page, "age")
     assert "nobody gets points" in card(page, "profile")
+
+
+def test_fields_count_as_attach_has_found_them(database: str, db: Db) -> None:
+    db.execute("select builder_score.detach()")
+    db.execute("alter table users drop column timezone")
+    db.execute("alter table users alter column created_at type text")
+    assert "5 of 5 fields 15 points" in card(make(database), "profile"), "as it would find them"
+    db.execute("select builder_score.attach()")
+    db.execute("alter table users add column timezone text")
+    page = make(database)
+    assert "5 of 5 fields 15 points" in card(page, "profile")
+    assert "no time zone" in card(page, "profile")
+    assert "nobody gets points" in card(page, "age"), "text is no moment"
+    db.execute("select builder_score.attach()")
+    assert "6 of 6 fields 15 points" in card(make(database), "profile")
 
 
 # How scores are spread ----------------------------------------------------------------------------
@@ -347,6 +362,13 @@ def test_what_is_no_file_is_refused_or_written_to(database: str, tmp_path: Path)
     reader.join()
     assert got[0].endswith("</html>\n")
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+    # as the shell's >(…) it is a link that leads nowhere a file could be
+    assert output(pyscore("report", "-o", "/dev/stdout", "--dsn", database)).endswith("</html>\n")
+
+
+def test_a_page_has_a_title(database: str) -> None:
+    line = error_line(call("report", "-o", "-", "--title", " ", "--dsn", database), 2)
+    assert "--title: expected some text" in line
 
 
 def test_without_jinja_it_says_what_to_install(

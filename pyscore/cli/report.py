@@ -48,6 +48,8 @@ def report(file: str, public: bool, title: str, dsn: str | None) -> None:
     With --public neither people nor the queue are on it, and ranges of scores are joined until
     each has five people or none.
     """
+    if not title.strip():
+        raise click.BadParameter("expected some text", param_hint="--title")
     with installed(dsn) as connection:
         leaders = None if public else _leaders(connection)
         try:

@@ -48,14 +48,23 @@ from unnest(%s::integer[], %s::double precision[]) as e(example, points)
 group by e.example
 """
 
-# what of the host's columns there is: the catalogue says so to any role
+# Which of the host's columns count: those that attach() put into the views; detached, those that it
+# would. The catalogue says so to any role.
 _COLUMNS = """
-select c.relname, array_agg(a.attname::text)
+select t.name::text, array_agg(distinct a.attname::text)
 from builder_score.host as h
+cross join (values ('users', 'host_users'), ('projects', 'host_projects')) as t(name, view)
 join pg_namespace as n on n.nspname = h.host_schema
-join pg_class as c on c.relnamespace = n.oid and c.relname in ('users', 'projects')
+join pg_class as c on c.relnamespace = n.oid and c.relname = t.name
 join pg_attribute as a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-group by c.relname
+left join pg_class as v
+    on v.relnamespace = 'builder_score'::regnamespace and v.relname = t.view
+where v.oid is null or exists (
+    select from pg_rewrite as r
+    join pg_depend as d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+    where r.ev_class = v.oid
+      and d.refclassid = 'pg_class'::regclass and d.refobjid = c.oid and d.refobjsubid = a.attnum)
+group by t.name
 """
 
 _PROFILE = ("avatar_url", "headline", "bio", "primary_role", "timezone", "contact_links")
@@ -94,10 +103,10 @@ class Formula:
         shipped: The statuses that mean shipped.
         confirmed: The statuses that mean confirmed.
         impact_keys: What counts as impact beside stars.
-        profile_fields: Those that the application's users have.
-        has_created_at: Whether the users have a moment of sign-up.
-        has_stars: Whether the projects have stars.
-        has_metrics: Whether the projects have impact metrics.
+        profile_fields: Those that count, since attach() found them.
+        has_created_at: Whether it found a moment of sign-up.
+        has_stars: Whether it found stars.
+        has_metrics: Whether it found impact metrics.
         decimals: Of a stored score.
         debounce: Seconds between two computations of a user's score.
     """

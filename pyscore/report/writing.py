@@ -26,8 +26,8 @@ def write(path: Path, text: str) -> None:
     if target.is_dir():
         raise PyscoreError(f"{path} is a directory: name a file in it")
     data = text.encode("utf-8", errors="replace")
-    if target.exists() and not target.is_file():
-        target.write_bytes(data)
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # not by its real path: what /dev/stdout leads to has none
         return
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
