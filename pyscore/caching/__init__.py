@@ -1,0 +1,1 @@
+"""What the caches of profiles, and the listeners that make them forget, are made of."""
