@@ -30,30 +30,13 @@ def shares_sessions(connection: psycopg.Connection[Any], conninfo: str) -> bool:
     backend = _backend(connection)
     if backend == connection.info.backend_pid:
         return False
-    return passes_on(connection.pgconn, backend, conninfo)
-
-
-def passes_on(connection: PGconn, backend: int, conninfo: str) -> bool:
-    """Tell of a pooler whether it hands the sessions of one client to another.
-
-    Args:
-        connection: In autocommit, and idle.
-        backend: The process that it got when it asked.
-        conninfo: Where it leads.
-
-    Returns:
-        True also where that cannot be told, because the pooler has no session to spare.
-    """
     try:
         other = psycopg.connect(conninfo, autocommit=True)
     except psycopg.OperationalError:
         return True
     with closing(other):
         for _ in range(_ROUNDS):
-            others = (
-                _backend_in_time(other.pgconn) if _backend_in_time(connection) == backend else None
-            )
-            if others in (None, backend):
+            if _backend(connection) != backend or _backend_in_time(other.pgconn) in (None, backend):
                 return True
     return False
 

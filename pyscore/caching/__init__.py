@@ -1,1 +1,0 @@
-"""What the caches of profiles, and the listeners that make them forget, are made of."""
