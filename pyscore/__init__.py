@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyscore.async_reader import AsyncScoreReader
+    from pyscore.cache import AsyncProfileCache, ProfileCache
     from pyscore.errors import BadArgumentError, PyscoreError, UnknownUserError
+    from pyscore.listener import AsyncScoreListener, ScoreListener
     from pyscore.loaders import ProfileLoader, ScoreLoader
     from pyscore.reader import ScoreReader
     from pyscore.scores import Explanation, Page, Profile, Signal, Tier, UserScore
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
 __version__ = version("pyscore")
 
 __all__ = [
+    "AsyncProfileCache",
+    "AsyncScoreListener",
     "AsyncScoreReader",
     "BadArgumentError",
     "Explanation",
     "Page",
     "Profile",
+    "ProfileCache",
     "ProfileLoader",
     "PyscoreError",
+    "ScoreListener",
     "ScoreLoader",
     "ScoreReader",
     "Signal",
@@ -43,6 +49,10 @@ _HOMES = {
     "AsyncScoreReader": "async_reader",
     "ProfileLoader": "loaders",
     "ScoreLoader": "loaders",
+    "AsyncProfileCache": "cache",
+    "ProfileCache": "cache",
+    "AsyncScoreListener": "listener",
+    "ScoreListener": "listener",
     "ScoreReader": "reader",
     "Explanation": "scores",
     "Page": "scores",

@@ -1,0 +1,1 @@
+"""What the caches of profiles are made of."""
