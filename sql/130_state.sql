@@ -95,6 +95,7 @@ create table builder_score.worker_status (
     minute_before_recalculated bigint not null default 0,
     last_batch_at timestamptz,
     last_batch_seconds double precision,
+    batch_seconds double precision not null default 0,
     last_error text,
     last_error_at timestamptz,
     run_by text,
@@ -118,6 +119,7 @@ comment on column builder_score.worker_status.minute_recalculated is 'Recalculat
 comment on column builder_score.worker_status.minute_before_recalculated is 'Recalculations in the minute before it.';
 comment on column builder_score.worker_status.last_batch_at is 'End of the last batch that had work.';
 comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
+comment on column builder_score.worker_status.batch_seconds is 'How long all batches took so far.';
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
 comment on column builder_score.worker_status.run_by is 'What called it: pg_cron, or the application_name of its session.';

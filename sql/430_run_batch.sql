@@ -461,6 +461,8 @@ begin
                     else 0 end,
                 last_batch_at = clock_timestamp(),
                 last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
+                -- it only grows, also when the clock was set back meanwhile
+                batch_seconds = w.batch_seconds + greatest(extract(epoch from clock_timestamp() - v_began), 0),
                 last_error = coalesce(v_error, w.last_error),
                 last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
             where w.worker = run_batch.worker;

@@ -864,6 +864,7 @@ create table builder_score.worker_status (
     minute_before_recalculated bigint not null default 0,
     last_batch_at timestamptz,
     last_batch_seconds double precision,
+    batch_seconds double precision not null default 0,
     last_error text,
     last_error_at timestamptz,
     run_by text,
@@ -887,6 +888,7 @@ comment on column builder_score.worker_status.minute_recalculated is 'Recalculat
 comment on column builder_score.worker_status.minute_before_recalculated is 'Recalculations in the minute before it.';
 comment on column builder_score.worker_status.last_batch_at is 'End of the last batch that had work.';
 comment on column builder_score.worker_status.last_batch_seconds is 'How long it took.';
+comment on column builder_score.worker_status.batch_seconds is 'How long all batches took so far.';
 comment on column builder_score.worker_status.last_error is 'Last failure of a batch, with its SQLSTATE.';
 comment on column builder_score.worker_status.last_error_at is 'When.';
 comment on column builder_score.worker_status.run_by is 'What called it: pg_cron, or the application_name of its session.';
@@ -3718,6 +3720,8 @@ begin
                     else 0 end,
                 last_batch_at = clock_timestamp(),
                 last_batch_seconds = extract(epoch from clock_timestamp() - v_began),
+                -- it only grows, also when the clock was set back meanwhile
+                batch_seconds = w.batch_seconds + greatest(extract(epoch from clock_timestamp() - v_began), 0),
                 last_error = coalesce(v_error, w.last_error),
                 last_error_at = case when v_error is null then w.last_error_at else clock_timestamp() end
             where w.worker = run_batch.worker;

@@ -120,7 +120,7 @@ def keep_looking(dsn: str | None, *, interval: float, looks: int | None) -> Gene
             except (psycopg.Error, PyscoreError) as error:
                 if number == 1:
                     raise
-                seen = Lost(_reason(error))
+                seen = Lost(reason(error))
                 connection = None
                 with suppress(psycopg.Error):
                     stack.close()
@@ -128,7 +128,12 @@ def keep_looking(dsn: str | None, *, interval: float, looks: int | None) -> Gene
             yield seen
 
 
-def _reason(error: psycopg.Error | PyscoreError) -> str:
+def reason(error: psycopg.Error | PyscoreError) -> str:
+    """Say in one line why a look failed.
+
+    Args:
+        error: What it raised.
+    """
     if isinstance(error, psycopg.Error) and error.diag.message_primary is None:
         return str(error).splitlines()[0]  # libpq's own; guesses at the cause follow
     return str(from_database(error) if isinstance(error, psycopg.Error) else error)

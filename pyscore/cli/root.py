@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Show how the queue and its worker are; exit 3 when something needs a person.",
         ),
         "report": ("report", "Write a page of HTML that shows how scores are made."),
+        "metrics": ("metrics", "Print metrics for Prometheus, or serve them."),
         "verify": (
             "verify",
             "Compare stored scores with what they should be; exit 3 when one is wrong.",
