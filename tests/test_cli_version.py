@@ -157,7 +157,7 @@ def test_commands_and_options_complete() -> None:
         said = output(pyscore(_PYSCORE_COMPLETE="bash_complete", **variables))
         return [line.partition(",")[2] for line in said.splitlines()]
 
-    assert complete("pyscore re", 1) == ["recompute", "resume"]
+    assert complete("pyscore re", 1) == ["report", "recompute", "resume"]
     assert "--version" in complete("pyscore --", 1)
     assert complete("pyscore recompute --a", 2) == ["--all"]
 

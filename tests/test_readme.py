@@ -95,7 +95,7 @@ def test_adopting_and_leaving(empty_database: str) -> None:
         names.append(command[1])
     assert names == [
         *("migrate", "migrate", "migrate", "doctor"),
-        *("status", "verify", "worker", "uninstall"),
+        *("status", "metrics", "verify", "worker", "uninstall"),
     ]
 
 
