@@ -177,6 +177,11 @@ def test_what_monitoring_will_see(production: PrivateCluster, reader: Reader) ->
     reader.follow(SECTIONS["What monitoring will see"])
 
 
+@pytest.mark.usefixtures("app")
+def test_metrics_and_alerts(reader: Reader) -> None:
+    reader.follow(SECTIONS["Metrics and alerts"])
+
+
 def worker_runs(db: Connection[Any]) -> bool:
     return one(
         db,
