@@ -55,7 +55,7 @@ class Forgets(Protocol):
         ...
 
 
-def watch(users: type[Any], *caches: Forgets, sessions: Sessions = Session) -> None:
+def watch(users: type[Any], *caches: Forgets, sessions: Sessions = Session) -> Callable[[], None]:
     """Drop from caches, as it is committed, whatever a session changes of the users.
 
     Args:
@@ -67,15 +67,28 @@ def watch(users: type[Any], *caches: Forgets, sessions: Sessions = Session) -> N
             of Session, a sessionmaker, a scoped_session, or one Session. Of an AsyncSession it is
             the ``sync_session``, of an async_sessionmaker the ``sync_session_class``.
 
+    Returns:
+        A function that ends it.
+
     Raises:
         BadArgumentError: `users` is not mapped, or has no column id.
     """
     watched = _Watch(users, caches)
-    event.listen(sessions, "after_flush", watched.after_flush)
-    event.listen(sessions, "do_orm_execute", watched.do_orm_execute)
-    event.listen(sessions, "after_commit", watched.after_commit)
-    event.listen(sessions, "after_soft_rollback", watched.after_soft_rollback)
-    event.listen(sessions, "after_transaction_end", watched.after_transaction_end)
+    heard = (
+        ("after_flush", watched.after_flush),
+        ("do_orm_execute", watched.do_orm_execute),
+        ("after_commit", watched.after_commit),
+        ("after_soft_rollback", watched.after_soft_rollback),
+        ("after_transaction_end", watched.after_transaction_end),
+    )
+    for name, hears in heard:
+        event.listen(sessions, name, hears)
+
+    def stop() -> None:
+        for name, hears in heard:
+            event.remove(sessions, name, hears)
+
+    return stop
 
 
 class _Changes:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     bindparam,
     create_engine,
     delete,
-    event,
     insert,
     select,
     text,
@@ -316,22 +315,8 @@ def test_two_phases(database: str, app: Application) -> None:
 
 
 def test_all_sessions_of_the_process(app: Application, request: pytest.FixtureRequest) -> None:
-    def unwatch(*listened: Any) -> None:
-        event.remove(*listened)
-
-    added: list[tuple[Any, ...]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        listen = event.listen
-
-        def note(*listened: Any) -> None:
-            added.append(listened)
-            listen(*listened)
-
-        patch.setattr(event, "listen", note)
-        watch(Member, app.cache)
-    for listened in added:
-        request.addfinalizer(lambda listened=listened: unwatch(*listened))
-    assert added[0][0] is Session
+    stop = watch(Member, app.cache)
+    request.addfinalizer(stop)
     scoped = scoped_session(sessionmaker(app.engine))
     member = scoped.get_one(Member, app.keys["ann"])
     member.bio = "x"
@@ -357,14 +342,19 @@ def test_all_sessions_of_the_process(app: Application, request: pytest.FixtureRe
 def test_one_session_alone(app: Application) -> None:
     other = ProfileCache(load=lambda name: Shown(app.keys[name], name))
     with Session(app.engine) as session, Session(app.engine) as unseen:
-        watch(User, other, sessions=session)
+        stop = watch(User, other, sessions=session)
         other.get("ann")
         app.user(unseen, "ann").bio = "x"
         unseen.commit()
         assert other.info().currsize == 1
         app.user(session, "ann").bio = "y"
         session.commit()
-    assert other.info().currsize == 0
+        assert other.info().currsize == 0
+        other.get("ann")
+        stop()
+        app.user(session, "ann").bio = "z"
+        session.commit()
+        assert other.info().currsize == 1
 
 
 def test_ids_of_a_type_of_the_application_s_own(app: Application) -> None:

@@ -14,12 +14,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg import Connection
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pyscore import (
     AsyncProfileCache,
@@ -30,6 +32,7 @@ from pyscore import (
     listener,
 )
 from pyscore.cluster import PrivateCluster
+from tests import reading_guide
 from tests.community import add_user, configure, drain, one
 from tests.interleave import until
 from tests.pgbouncer import PgBouncer
@@ -490,3 +493,28 @@ assert listener.wait(20)
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# The guide ---------------------------------------------------------------------------------------
+
+
+def test_the_guide_s_section(db: Connection[Any], database: str) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[UUID] = mapped_column(primary_key=True)
+        username: Mapped[str]
+
+    add_user(db, "zoe", builder_score=60)
+    url = database.replace("postgresql:", "postgresql+psycopg:", 1)
+
+    async def follow() -> None:
+        names = await reading_guide.follow_async(
+            "A cache of profiles", {"User": User}, replacing={"postgresql+psycopg:///app": url}
+        )
+        names["stop"]()
+        names["engine"].dispose()
+
+    asyncio.run(follow())
