@@ -329,24 +329,29 @@ def test_a_database_that_goes_away_and_comes_back(database: str, db: Connection[
 def test_scrapes_at_once_share_a_reading_however_long_it_takes(
     database: str, db: Connection[Any]
 ) -> None:
-    readers = "select count(*) from pg_stat_activity where application_name = 'the metrics'"
+    readers = "select pid from pg_stat_activity where application_name = 'the metrics'"
+    waiting = f"select exists ({readers} and wait_event_type = 'Lock')"
     address = make_conninfo(database, application_name="the metrics")
     with (
-        serving(address, "--timeout", "0.5") as (_, url),
+        serving(address, "--timeout", "2") as (process, url),
         psycopg.connect(database) as other,
         ThreadPoolExecutor(4) as scrapers,
     ):
         other.execute("lock table builder_score.score_state in access exclusive mode")
-        scrapes = [scrapers.submit(scrape, url) for _ in range(4)]
-        until(lambda: one(db, readers) > 0, "a scrape is under way")
-        pid = one(db, "select pid from pg_stat_activity where application_name = 'the metrics'")
-        os.kill(pid, signal.SIGSTOP)  # nor does it time out
+        scrapes = [scrapers.submit(scrape, url)]
+        until(lambda: one(db, waiting), "a scrape is under way")
+        pid = one(db, readers)
+        os.kill(pid, signal.SIGSTOP)  # its statement does not time out: nothing comes any more
         try:
-            assert [one_.result()["pyscore_up"] for one_ in scrapes] == [0, 0, 0, 0]
-            assert scrape(url)["pyscore_up"] == 0, "it is still under way"
-            assert one(db, readers) == 1
+            scrapes += [scrapers.submit(scrape, url) for _ in range(3)]
+            for answer in (one_.result() for one_ in scrapes):
+                assert answer["pyscore_up"] == 0
+                assert answer["pyscore_scrape_duration_seconds"] < 15, "it is not waited for"
         finally:
             os.kill(pid, signal.SIGCONT)
         other.rollback()
-        until(lambda: one(db, readers) == 0, "it has ended")
         until(lambda: scrape(url)["pyscore_up"] == 1, "it is up again")
+        process.terminate()
+        _, stderr = process.communicate(timeout=20)
+    # one of its own would have had its statement time out
+    assert stderr.splitlines() == ["pyscore: no answer within 3 s", "reading again", "stopped"]

@@ -13,7 +13,7 @@ from psycopg import Connection
 
 from pyscore import AsyncScoreReader, PyscoreError, ScoreReader, migrator
 from pyscore.cluster import PrivateCluster
-from tests.commands import pyscore
+from tests.commands import call, output, pyscore
 from tests.community import one
 from tests.interleave import until
 from tests.reading import Community, bind_for, engine_for, settle
@@ -118,3 +118,11 @@ def test_verify_runs_there_and_repairs_nothing(pair: Pair) -> None:
         assert refused.returncode == 1
         assert "primary" in refused.stderr
         assert one(db, "select builder_score from users where username = 'cyd'") == 77
+
+
+def test_metrics_are_those_of_the_primary(pair: Pair) -> None:
+    def lines(address: str) -> list[str]:
+        said = output(call("metrics", "--dsn", address)).splitlines()
+        return [line for line in said if "_seconds" not in line]  # ages, and how long it took
+
+    assert lines(pair.standby) == lines(pair.primary)
