@@ -216,16 +216,19 @@ class ProfileCache(Cache[T]):
             return found
         while True:
             flight, is_mine = self._store.board(username)
-            if is_mine:
-                self._run(flight)
-            elif flight.runner == threading.get_ident():
-                raise PyscoreError(f"loading {shown(username)} asks the cache for itself")
-            else:
-                flight.ended.wait()
-            if flight.error is not None and not flight.given_up:
-                raise flight.error
-            if not flight.given_up and flight.answers(found):
-                return flight.value
+            try:
+                if is_mine:
+                    self._run(flight)
+                elif flight.runner == threading.get_ident():
+                    raise PyscoreError(f"loading {shown(username)} asks the cache for itself")
+                else:
+                    flight.ended.wait()
+                if flight.error is not None and not flight.given_up:
+                    raise flight.error
+                if not flight.given_up and flight.answers(found):
+                    return flight.value
+            finally:
+                del flight  # by way of this frame an error would hold itself
             kept = self._store.look(username)
             if kept is not None:
                 return kept
@@ -236,6 +239,8 @@ class ProfileCache(Cache[T]):
         except BaseException as error:
             self._store.fail(flight, error)
             raise
+        finally:
+            del flight
 
 
 class AsyncProfileCache(Cache[T]):
@@ -308,16 +313,20 @@ class AsyncProfileCache(Cache[T]):
         while True:
             # a task belongs to its loop
             flight, is_mine = self._store.board(username, loop)
-            if is_mine:
-                flight.task = loop.create_task(self._run(flight))
-                flight.task.add_done_callback(partial(self._over, flight))
-            elif flight.task is asyncio.current_task():
-                raise PyscoreError(f"loading {shown(username)} asks the cache for itself")
-            await self._wait(flight)
-            if flight.error is not None:
-                raise flight.error
-            if flight.answers(found):
-                return flight.value
+            try:
+                if is_mine:
+                    flight.task = loop.create_task(self._run(flight))
+                    flight.task.add_done_callback(partial(self._over, flight))
+                elif flight.task is asyncio.current_task():
+                    raise PyscoreError(f"loading {shown(username)} asks the cache for itself")
+                await self._wait(flight)
+                # one that somebody else has cancelled is made anew
+                if flight.error is not None and not flight.given_up:
+                    raise flight.error
+                if not flight.given_up and flight.answers(found):
+                    return flight.value
+            finally:
+                del flight
             kept = self._store.look(username)
             if kept is not None:
                 return kept
@@ -344,9 +353,20 @@ class AsyncProfileCache(Cache[T]):
         except Exception as error:
             # raised by those who wait
             self._store.fail(flight, error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                self._store.fail(flight, error)
+                raise
+            # nobody has: those who wait were not cancelled
+            own = PyscoreError(f"loading {shown(flight.name)} was cancelled from within")
+            own.__cause__ = error
+            self._store.fail(flight, own)
         except BaseException as error:
             self._store.fail(flight, error)
             raise
+        finally:
+            del flight
 
 
 Loader = TypeVar("Loader", bound=Callable[[str], Any])

@@ -144,7 +144,9 @@ class _Watch:
             statement = statement.element
         if not execution.is_update and not execution.is_delete and not execution.is_insert:
             return
-        if statement.table not in self._mapper.tables:
+        # of a subclass too, or the plain table
+        mappers: Any = self._mapper.self_and_descendants
+        if not any(statement.table in mapper.tables for mapper in mappers):
             return
         # a user who was not there is in no cache; an upsert may be of one who was
         if execution.is_insert and getattr(statement, "_post_values_clause", None) is None:

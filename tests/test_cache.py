@@ -3,10 +3,12 @@
 # pyright: reportPrivateUsage=false
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -826,3 +828,74 @@ except pyscore.PyscoreError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "install it with: pip install 'pyscore[cache]'" in done.stdout, done.stderr
+
+
+def test_what_is_loaded_as_the_cache_resumes_is_not_kept() -> None:
+    database = Database("ada")
+    gate = Gate(database)
+    cache = ProfileCache(load=gate.profile)
+    cache.suspend()
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(cache.get, "ada")
+        gate.stopped(1)
+        cache.resume()
+        gate.open(0)
+        assert asked.result(PATIENCE) is not None
+    assert cache.info().currsize == 0
+
+
+def test_an_error_does_not_hold_itself() -> None:
+    alive: list[weakref.ref[Database]] = []
+
+    def load(_: str) -> User | None:
+        database = Database()
+        alive.append(weakref.ref(database))
+        raise OSError("no")
+
+    async def load_soon(name: str) -> User | None:
+        return load(name)
+
+    async def ask() -> None:
+        with pytest.raises(OSError, match="no"):
+            await AsyncProfileCache(load=load_soon).get("ada")
+
+    gc.disable()
+    try:
+        with pytest.raises(OSError, match="no"):
+            ProfileCache(load=load).get("ada")
+        assert alive[0]() is None
+        asyncio.run(ask())
+        assert alive[1]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_load_that_somebody_else_cancels_is_made_anew() -> None:
+    begun: list[asyncio.Future[User | None]] = []
+
+    async def load(_: str) -> User | None:
+        begun.append(asyncio.get_running_loop().create_future())
+        return await begun[-1]
+
+    async def test() -> None:
+        cache = AsyncProfileCache(load=load)
+        asked = asyncio.create_task(cache.get("ada"))
+        while not begun:
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), asked}:
+            task.cancel()
+        while len(begun) < 2:
+            assert not asked.done()
+            await asyncio.sleep(0)
+        begun[1].set_result(User(1, "ada"))
+        assert await asked == User(1, "ada")
+
+    asyncio.run(test())
+
+
+def test_a_load_that_is_cancelled_from_within_cancels_nobody() -> None:
+    async def load(_: str) -> User | None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(PyscoreError, match="cancelled from within"):
+        asyncio.run(AsyncProfileCache(load=load).get("ada"))

@@ -4,11 +4,12 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import (
     Engine,
+    ForeignKey,
     Text,
     TypeDecorator,
     bindparam,
@@ -355,6 +356,33 @@ def test_one_session_alone(app: Application) -> None:
         app.user(session, "ann").bio = "z"
         session.commit()
         assert other.info().currsize == 1
+
+
+def test_statements_on_a_subclass_with_a_table_of_its_own(app: Application) -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    class Person(Other):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        __mapper_args__: ClassVar = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+    class Editor(Person):
+        __tablename__ = "editors"
+        id: Mapped[int] = mapped_column(ForeignKey(Person.id), primary_key=True)
+        desk: Mapped[str | None]
+        __mapper_args__: ClassVar = {"polymorphic_identity": "editor"}
+
+    sessions = sessionmaker(app.engine)
+    cache = ProfileCache(load=lambda name: Shown(uuid.UUID(int=7), name))
+    watch(Person, cache, sessions=sessions)
+    with sessions() as session:
+        Other.metadata.create_all(session.connection())
+        cache.get("ann")
+        session.execute(update(Editor).values(desk="x"))
+        session.commit()
+    assert cache.info().currsize == 0
 
 
 def test_ids_of_a_type_of_the_application_s_own(app: Application) -> None:

@@ -315,13 +315,18 @@ def test_it_survives_a_restart_and_a_failover(
             f"postgresql://postgres@/postgres?host={hosts}&port={standby.port},{own_server.port}"
         )
         cache, strict = cache_of_people(), cache_of_people()
-        with listening(address, cache) as listens, listening(address, strict, strict=True):
+        with (
+            listening(address, cache) as listens,
+            listening(address, strict, strict=True) as listens_strictly,
+        ):
             cache.get("ann")
             own_server.restart("immediate")
             reconnected(listens, 1)
+            reconnected(listens_strictly, 1)
             assert cache.info().currsize == 0
             own_server.kill()
-            until(lambda: not listens.connected, "it knows")
+            until(lambda: not listens.connected and not listens_strictly.connected, "they know")
+            caplog.clear()
             # by the TTL, or not at all
             assert [cache.get("ann"), cache.get("ann")] == [("ann", 2)] * 2
             until(lambda: "hot standby mode" in caplog.text, "it has tried the standby")

@@ -244,8 +244,8 @@ class Store(Generic[T]):
         """Let the store keep what is loaded, or drop all and keep nothing from now on."""
         with self._lock:
             self._keeps = keeps
-        if not keeps:
-            self.forget([tokens.EVERYBODY])
+        # when it keeps again too: a load under way may have read what changed unheard
+        self.forget([tokens.EVERYBODY])
 
     def info(self) -> CacheInfo:
         """Return the counts."""
