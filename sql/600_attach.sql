@@ -122,6 +122,32 @@ $function$;
 
 comment on function builder_score.require_host() is 'Raises when the host''s tables lack something that the views need.';
 
+create function builder_score.take_back(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: privileges on the relation
+declare
+    v_grantee oid;
+begin
+    for v_grantee in
+        select distinct a.grantee
+        from pg_class as c
+        cross join lateral aclexplode(c.relacl) as a
+        where c.oid = take_back.relation
+          and a.grantee not in (select r.oid from pg_roles as r
+                                where r.oid = c.relowner or r.rolname in ('builder_score_owner', 'builder_score_operator'))
+    loop
+        execute format('revoke all on %s from %s', relation,
+                       case when v_grantee = 0 then 'public' else quote_ident(pg_get_userbyid(v_grantee)) end);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.take_back(regclass) is
+    'Takes from everybody but our roles what the installer''s default privileges, meant for the host''s own tables, gave them.';
+
 create function builder_score.define_host_views() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -197,6 +223,7 @@ begin
 
     foreach v_view in array array['host_users', 'host_projects', 'host_collaborations'] loop
         execute format('alter view builder_score.%I owner to %I', v_view, v_owner);
+        perform builder_score.take_back(format('builder_score.%I', v_view)::regclass);
         if v_owner = 'builder_score_owner' then
             execute format('grant select on builder_score.%I to builder_score_operator', v_view);
         end if;

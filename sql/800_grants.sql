@@ -78,6 +78,27 @@ begin
 end
 $become_installer$;
 
+-- Of what the installer has made himself, default privileges meant for the application's tables gave something away.
+do $take_back$
+declare
+    v_given record;
+begin
+    perform builder_score.take_back(c.oid)
+    from pg_class as c
+    where c.relnamespace = 'builder_score'::regnamespace and c.relkind in ('r', 'v', 'S')
+      and pg_has_role(c.relowner, 'usage');
+    for v_given in
+        select p.oid::regprocedure as routine, quote_ident(pg_get_userbyid(a.grantee)) as grantee
+        from pg_proc as p
+        cross join lateral aclexplode(p.proacl) as a
+        where p.pronamespace = 'builder_score'::regnamespace and p.proowner <> a.grantee
+          and pg_get_userbyid(a.grantee) not in ('builder_score_owner', 'builder_score_operator')
+    loop
+        execute format('revoke all on routine %s from %s', v_given.routine, v_given.grantee);
+    end loop;
+end
+$take_back$;
+
 do $version_table$
 begin
     -- Alembic's, so the installer's; the command line asks it which version this is.

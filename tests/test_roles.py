@@ -433,6 +433,30 @@ def test_without_roles_a_hostile_application_gains_nothing_by_the_installers_tri
         server.psql("-c", f"drop owned by {role}", dbname=str(conninfo_to_dict(owned)["dbname"]))
 
 
+@pytest.mark.parametrize("may_create_roles", ["createrole", "nocreaterole"])
+def test_default_privileges_of_the_installers_give_nothing_of_ours_away(
+    server: PrivateCluster, empty_database: str, may_create_roles: str
+) -> None:
+    """As is usual where an application's role has DML only: on all that the installer creates."""
+    name = str(conninfo_to_dict(empty_database)["dbname"])
+    with login(server, may_create_roles) as installer, login(server, "") as web:
+        server.psql("-c", f"alter database {name} owner to {installer}")
+        address = dsn(server, name, user=installer)
+        with psycopg.connect(address, autocommit=True) as db:
+            for kind in ("tables", "sequences", "routines"):
+                run(db, f"alter default privileges grant all on {kind} to {web}")
+            migrator.upgrade(address)
+            assert one(db, f"select has_table_privilege('{web}', 'users', 'delete')"), "not ours"
+            for _ in range(2):
+                ours = {found for found in privileges(db, web) if "builder_score" in str(found)}
+                assert ours == set()
+                run(db, "select builder_score.attach()")
+        migrator.downgrade(address)
+        with psycopg.connect(empty_database, autocommit=True) as db:
+            run(db, f"drop owned by {web}; drop owned by {installer} cascade")
+        server.psql("-c", f"alter database {name} owner to postgres")
+
+
 def test_forced_row_security_on_the_installer_is_refused_until_a_policy_shows_it_every_row(
     owned: str,
 ) -> None:

@@ -5157,6 +5157,32 @@ $function$;
 
 comment on function builder_score.require_host() is 'Raises when the host''s tables lack something that the views need.';
 
+create function builder_score.take_back(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $function$
+-- reads: pg_catalog
+-- writes: privileges on the relation
+declare
+    v_grantee oid;
+begin
+    for v_grantee in
+        select distinct a.grantee
+        from pg_class as c
+        cross join lateral aclexplode(c.relacl) as a
+        where c.oid = take_back.relation
+          and a.grantee not in (select r.oid from pg_roles as r
+                                where r.oid = c.relowner or r.rolname in ('builder_score_owner', 'builder_score_operator'))
+    loop
+        execute format('revoke all on %s from %s', relation,
+                       case when v_grantee = 0 then 'public' else quote_ident(pg_get_userbyid(v_grantee)) end);
+    end loop;
+end
+$function$;
+
+comment on function builder_score.take_back(regclass) is
+    'Takes from everybody but our roles what the installer''s default privileges, meant for the host''s own tables, gave them.';
+
 create function builder_score.define_host_views() returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -5232,6 +5258,7 @@ begin
 
     foreach v_view in array array['host_users', 'host_projects', 'host_collaborations'] loop
         execute format('alter view builder_score.%I owner to %I', v_view, v_owner);
+        perform builder_score.take_back(format('builder_score.%I', v_view)::regclass);
         if v_owner = 'builder_score_owner' then
             execute format('grant select on builder_score.%I to builder_score_operator', v_view);
         end if;
@@ -6295,6 +6322,27 @@ begin
     perform set_config('role', current_setting('builder_score.installer'), true);
 end
 $become_installer$;
+
+-- Of what the installer has made himself, default privileges meant for the application's tables gave something away.
+do $take_back$
+declare
+    v_given record;
+begin
+    perform builder_score.take_back(c.oid)
+    from pg_class as c
+    where c.relnamespace = 'builder_score'::regnamespace and c.relkind in ('r', 'v', 'S')
+      and pg_has_role(c.relowner, 'usage');
+    for v_given in
+        select p.oid::regprocedure as routine, quote_ident(pg_get_userbyid(a.grantee)) as grantee
+        from pg_proc as p
+        cross join lateral aclexplode(p.proacl) as a
+        where p.pronamespace = 'builder_score'::regnamespace and p.proowner <> a.grantee
+          and pg_get_userbyid(a.grantee) not in ('builder_score_owner', 'builder_score_operator')
+    loop
+        execute format('revoke all on routine %s from %s', v_given.routine, v_given.grantee);
+    end loop;
+end
+$take_back$;
 
 do $version_table$
 begin
