@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -78,8 +79,6 @@ def watch(users: type[Any], *caches: Forgets, sessions: Sessions = Session) -> C
         ("after_flush", watched.after_flush),
         ("do_orm_execute", watched.do_orm_execute),
         ("after_commit", watched.after_commit),
-        ("after_soft_rollback", watched.after_soft_rollback),
-        ("after_transaction_end", watched.after_transaction_end),
     )
     for name, hears in heard:
         event.listen(sessions, name, hears)
@@ -122,17 +121,16 @@ class _Watch:
         self._caches = caches
         self._user_id = user_id
         self._username = _column(mapper, "username")
+        # of a transaction that is rolled back nobody asks again
         self._changes: WeakKeyDictionary[SessionTransaction, _Changes] = WeakKeyDictionary()
 
     # What changes
 
     def after_flush(self, session: Session, context: UOWTransaction) -> None:
-        for changed in (session.new, session.dirty, session.deleted):
-            for user in changed:
-                if not isinstance(user, self._users):
-                    continue
-                if changed is session.dirty and not session.is_modified(user):
-                    continue
+        # of those that are dirty some have been given the values that they had
+        modified = (user for user in session.dirty if session.is_modified(user))
+        for user in chain(session.new, modified, session.deleted):
+            if isinstance(user, self._users):
                 changes = self._of(session)
                 changes.user_ids.update(self._user_id.of(user))
                 if self._username is not None:
@@ -194,12 +192,6 @@ class _Watch:
                 cache.clear()
             else:
                 cache.invalidate_many(user_ids=changes.user_ids, usernames=changes.usernames)
-
-    def after_soft_rollback(self, session: Session, previous: SessionTransaction) -> None:
-        self._changes.pop(previous, None)
-
-    def after_transaction_end(self, session: Session, transaction: SessionTransaction) -> None:
-        self._changes.pop(transaction, None)
 
     def _of(self, session: Session) -> _Changes:
         transaction = session.get_nested_transaction() or session.get_transaction()
