@@ -115,7 +115,7 @@ def _read(reader: ScoreReader, limit: int, above: float | None, after: str | Non
         ) from None
     except PyscoreError as error:
         # likewise
-        said = str(error).replace("ScoreReader(..., schema=...)", "--schema SCHEMA")
+        said = str(error).replace("schema=...", "--schema SCHEMA")
         raise PyscoreError(said, exit_code=error.exit_code) from None
 
 
